@@ -1,0 +1,70 @@
+//! Every limit and timeout of the protocol and of this crate, derived from each other.
+//! Sources: WireGuard paper sections 5.4, 6.1 and 6.5; Linux `messages.h` for the queue lengths.
+
+use std::time::Duration;
+
+/// Packets that one batch holds at most.
+pub const BATCH_PACKETS: usize = 64;
+
+/// Bytes before the ciphertext of a data message: type, receiver index, counter.
+pub const DATA_HEADER_LEN: usize = 16;
+/// Bytes of the AEAD tag after it.
+pub const TAG_LEN: usize = 16;
+/// A data message without content: a keepalive.
+pub const KEEPALIVE_LEN: usize = DATA_HEADER_LEN + TAG_LEN;
+/// Inner packets are padded to a multiple of this, but never past the MTU.
+pub const PADDING_MULTIPLE: usize = 16;
+
+pub const INITIATION_LEN: usize = 148;
+pub const RESPONSE_LEN: usize = 92;
+pub const COOKIE_REPLY_LEN: usize = 64;
+
+pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+pub const REPLAY_WINDOW_BITS: usize = 8192;
+/// Counters that the window can tell apart: one word of it is always being cleared.
+pub const REPLAY_WINDOW_USABLE: u64 = (REPLAY_WINDOW_BITS - 64) as u64;
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - REPLAY_WINDOW_BITS as u64;
+
+pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Added at random to every handshake retry, so that two peers do not stay in step.
+pub const REKEY_TIMEOUT_JITTER_MAX: Duration = Duration::from_millis(333);
+/// The initiator that only receives starts a new handshake at this age of its key.
+pub const REKEY_ON_RECEIVE_AGE: Duration = Duration::from_secs(
+    REJECT_AFTER_TIME.as_secs() - KEEPALIVE_TIMEOUT.as_secs() - REKEY_TIMEOUT.as_secs(),
+);
+/// Data sent and nothing heard for this long: the peer may have lost its keys.
+pub const DEAD_PEER_TIMEOUT: Duration =
+    Duration::from_secs(KEEPALIVE_TIMEOUT.as_secs() + REKEY_TIMEOUT.as_secs());
+/// Keys are wiped this long after the last new session.
+pub const ZERO_KEYS_AFTER: Duration = Duration::from_secs(3 * REJECT_AFTER_TIME.as_secs());
+/// A peer's initiations closer together than this are dropped.
+pub const INITIATION_INTERVAL_MIN: Duration = Duration::from_millis(20);
+
+pub const COOKIE_SECRET_LIFETIME: Duration = Duration::from_secs(120);
+/// The sender stops trusting a cookie a little before its maker does.
+pub const COOKIE_TRUST_TIME: Duration = Duration::from_secs(115);
+/// Under load from this many queued handshakes on, and for a second after.
+pub const UNDER_LOAD_QUEUE: usize = HANDSHAKE_QUEUE / 8;
+pub const UNDER_LOAD_STICKY: Duration = Duration::from_secs(1);
+pub const HANDSHAKE_QUEUE: usize = 4096;
+/// Token bucket per IPv4 /32 or IPv6 /64, for handshakes with a good cookie under load.
+pub const HANDSHAKES_PER_SECOND: u64 = 20;
+pub const HANDSHAKES_BURST: u64 = 5;
+
+/// Packets that wait for a handshake, per peer; the oldest goes first.
+pub const STAGED_PACKETS: usize = 128;
+/// Events from workers that wait for the slow thread.
+pub const SLOW_QUEUE: usize = 4096;
+
+/// Default inner MTU: 1500 less 80 bytes (IPv6 40, UDP 8, data header 16, tag 16).
+pub const MTU_DEFAULT: u16 = 1420;
+
+const _: () = assert!(KEEPALIVE_LEN == 32);
+const _: () = assert!(REKEY_ON_RECEIVE_AGE.as_secs() == 165);
+const _: () = assert!(COOKIE_TRUST_TIME.as_secs() < COOKIE_SECRET_LIFETIME.as_secs());
+// Packets in flight inside the device must never be older than the receiver's window.
+const _: () = assert!((BATCH_PACKETS as u64) < REPLAY_WINDOW_USABLE);

@@ -1,0 +1,113 @@
+//! What both halves know of a peer. Fields are facts published one by one or records swapped whole.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use crossbeam::utils::CachePadded;
+
+use crate::session::TxSession;
+use crate::time::AtomicInstant;
+
+/// Position of a peer in every table of this device. Reused only after the peer is gone everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerSlot(pub u32);
+
+/// A Curve25519 public key, 32 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey(pub [u8; 32]);
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({:02x}{:02x}{:02x}{:02x}..)", self.0[0], self.0[1], self.0[2], self.0[3])
+    }
+}
+
+/// Where a peer's packets go: one record, replaced as a whole, never field by field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Canonical: an IPv4-mapped IPv6 address is written as IPv4.
+    pub remote: SocketAddr,
+    /// Our address that the peer last used, so that answers leave from it ("sticky source").
+    pub local: Option<IpAddr>,
+    /// Interface that the peer's last packet came in on; 0 = not known.
+    pub ifindex: u32,
+}
+
+/// One peer as the workers see it.
+pub struct Peer {
+    pub slot: PeerSlot,
+    pub public_key: PublicKey,
+    /// The session to send with; none until a handshake finished, or after it expired.
+    pub tx_session: ArcSwapOption<TxSession>,
+    /// Written by roaming (workers, handshakes) and by configuration.
+    pub endpoint: ArcSwapOption<Endpoint>,
+    pub activity: CachePadded<Activity>,
+    pub received: CachePadded<Traffic>,
+    pub sent: CachePadded<Traffic>,
+    /// The peer was removed: workers drop what they still hold of it.
+    pub gone: AtomicBool,
+}
+
+/// What happened last, for the timers of the WireGuard paper, section 6. Workers write once a
+/// batch; the slow thread derives each timer's deadline from these.
+#[derive(Debug, Default)]
+pub struct Activity {
+    /// First data packet sent since anything authenticated was last received: plus
+    /// `DEAD_PEER_TIMEOUT` is a new handshake.
+    pub unanswered_since: AtomicInstant,
+    /// First data packet received since anything was last sent: plus `KEEPALIVE_TIMEOUT` is a
+    /// passive keepalive.
+    pub unacknowledged_since: AtomicInstant,
+    /// Any authenticated packet, either direction: persistent keepalive counts from here.
+    pub authenticated_at: AtomicInstant,
+    pub received_at: AtomicInstant,
+    pub sent_at: AtomicInstant,
+    /// The slow thread has a deadline for this peer and will look here by itself; while false, the
+    /// first activity must send [`crate::FastEvent::Activity`].
+    pub watched: AtomicBool,
+    /// A handshake was asked for and not yet started: ask once, not once a packet.
+    pub handshake_wanted: AtomicBool,
+}
+
+/// Packets and bytes of one direction. Bytes count whole data messages (header and tag
+/// included), as `wg show` does.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    pub packets: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+impl Traffic {
+    pub fn add(&self, packets: u64, bytes: u64) {
+        self.packets.fetch_add(packets, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Peer {
+    pub fn new(slot: PeerSlot, public_key: PublicKey, endpoint: Option<Endpoint>) -> Self {
+        Self {
+            slot,
+            public_key,
+            tx_session: ArcSwapOption::empty(),
+            endpoint: ArcSwapOption::new(endpoint.map(Arc::new)),
+            activity: CachePadded::default(),
+            received: CachePadded::default(),
+            sent: CachePadded::default(),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes `endpoint` over if it differs from the current one; true if it did. Call only for
+    /// packets that verified and passed the replay check, or for valid handshakes.
+    pub fn roam(&self, endpoint: Endpoint) -> bool {
+        let same = self.endpoint.load().as_deref() == Some(&endpoint);
+        if !same {
+            self.endpoint.store(Some(Arc::new(endpoint)));
+        }
+        !same
+    }
+}
