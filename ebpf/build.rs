@@ -23,20 +23,20 @@ fn drops(header: &str, out: &Path) {
          #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]\n#[repr(u8)]\npub enum Drop {\n",
     );
     for (number, (name, sentence)) in rows.iter().enumerate() {
-        let camel: String = name
-            .split('_')
-            .map(|word| word[..1].to_uppercase() + &word[1..])
-            .collect();
+        let camel: String =
+            name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
         writeln!(code, "    /// {sentence}\n    {camel} = {number},").expect("String");
     }
-    writeln!(code, "}}\n\n/// How many reasons there are.\npub const COUNT: usize = {};\n", rows.len())
-        .expect("String");
+    writeln!(
+        code,
+        "}}\n\n/// How many reasons there are.\npub const COUNT: usize = {};\n",
+        rows.len()
+    )
+    .expect("String");
     code.push_str("/// Every reason in the order of its number: variant, name, sentence.\npub const ALL: [(Drop, &str, &str); COUNT] = [\n");
     for (name, sentence) in &rows {
-        let camel: String = name
-            .split('_')
-            .map(|word| word[..1].to_uppercase() + &word[1..])
-            .collect();
+        let camel: String =
+            name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
         writeln!(code, "    (Drop::{camel}, \"{name}\", \"{sentence}\"),").expect("String");
     }
     code.push_str("];\n");

@@ -10,16 +10,18 @@
 //! publishing whole records (tables, sessions, endpoints) that workers pick up at the next batch.
 #![forbid(unsafe_code)]
 
+pub mod allowed_ips;
+pub mod drops;
 pub mod limits;
 pub mod peer;
+pub mod replay;
 pub mod session;
 pub mod shared;
 pub mod time;
+pub mod vnet;
 
+pub use drops::DropCounters;
 pub use millrace_ebpf::drops::Drop;
 pub use peer::{Endpoint, Peer, PeerSlot, PublicKey};
 pub use shared::{FastEvent, Shared, Tables};
 pub use time::Instant;
-
-pub mod allowed_ips;
-pub mod replay;
