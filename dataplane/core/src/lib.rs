@@ -11,13 +11,21 @@
 #![forbid(unsafe_code)]
 
 pub mod allowed_ips;
+pub mod checksum;
+pub mod coalesce;
+pub mod data_header;
 pub mod drops;
+pub mod ecn;
+pub mod ip;
 pub mod limits;
 pub mod peer;
 pub mod replay;
+pub mod rx;
+pub mod segment;
 pub mod session;
 pub mod shared;
 pub mod time;
+pub mod tx;
 pub mod vnet;
 
 pub use drops::DropCounters;

@@ -6,6 +6,16 @@ use std::time::Duration;
 /// Packets that one batch holds at most.
 pub const BATCH_PACKETS: usize = 64;
 
+/// Datagrams in one UDP_SEGMENT send: every kernel that knows the option takes 64.
+pub const GSO_SEGMENTS_MAX: usize = 64;
+/// Bytes in one UDP_SEGMENT send: 65,535 less IP and UDP headers, rounded down.
+pub const GSO_BYTES_MAX: usize = 65_000;
+/// Bytes of datagrams in one transmit batch: a full batch at common MTUs, within half a
+/// level-2 cache, and at least one packet of the longest kind.
+pub const TX_SLAB_LEN: usize = BATCH_PACKETS * 2048;
+/// Flows that are being merged at the same time, within one batch.
+pub const COALESCE_FLOWS: usize = 8;
+
 /// Bytes before the ciphertext of a data message: type, receiver index, counter.
 pub const DATA_HEADER_LEN: usize = 16;
 /// Bytes of the AEAD tag after it.
@@ -64,6 +74,8 @@ pub const SLOW_QUEUE: usize = 4096;
 pub const MTU_DEFAULT: u16 = 1420;
 
 const _: () = assert!(KEEPALIVE_LEN == 32);
+const _: () =
+    assert!(TX_SLAB_LEN >= DATA_HEADER_LEN + u16::MAX as usize + PADDING_MULTIPLE + TAG_LEN);
 const _: () = assert!(REKEY_ON_RECEIVE_AGE.as_secs() == 165);
 const _: () = assert!(COOKIE_TRUST_TIME.as_secs() < COOKIE_SECRET_LIFETIME.as_secs());
 // Packets in flight inside the device must never be older than the receiver's window.
