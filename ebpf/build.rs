@@ -1,13 +1,63 @@
-//! Generates the drop list from `bpf/drops.h`.
+//! Generates the drop list from `bpf/drops.h` and, for the `load` feature, compiles the programs.
+//!
+//! `MILLRACE_CLANG` names another compiler than clang-19 or clang.
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
 use std::{env, fs};
 
 fn main() {
     println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-env-changed=MILLRACE_CLANG");
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
-    drops(&fs::read_to_string("bpf/drops.h").expect("bpf/drops.h"), Path::new(&out));
+    let out = Path::new(&out);
+    drops(&fs::read_to_string("bpf/drops.h").expect("bpf/drops.h"), out);
+    if env::var_os("CARGO_FEATURE_LOAD").is_some()
+        && let Err(message) = programs(&out.join("programs.bpf.o"))
+    {
+        println!("cargo::error=millrace-ebpf: {}", message.replace('\n', " | "));
+    }
+}
+
+/// Compiles both programs into one object.
+fn programs(object: &Path) -> Result<(), String> {
+    let clang = clang()?;
+    let architecture = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+    let output = Command::new(&clang)
+        // v3: 32-bit jumps and compare-and-swap; Linux 5.12.
+        .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror"])
+        // Debian keeps asm/ below the triplet, where a cross-compiling clang does not look.
+        .arg(format!("-I/usr/include/{architecture}-linux-gnu"))
+        .args(["-c", "bpf/programs.bpf.c", "-o"])
+        .arg(object)
+        .output()
+        .map_err(|error| format!("running {clang}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let cure = if errors.contains("file not found") {
+        "A header is missing: apt-get install libbpf-dev linux-libc-dev. "
+    } else {
+        ""
+    };
+    Err(format!("{cure}{clang} failed on bpf/programs.bpf.c:\n{errors}"))
+}
+
+fn clang() -> Result<String, String> {
+    if let Ok(named) = env::var("MILLRACE_CLANG") {
+        return Ok(named);
+    }
+    ["clang-19", "clang"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok())
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            "no C compiler for eBPF: apt-get install clang-19 libbpf-dev, or name a clang in \
+             MILLRACE_CLANG"
+                .to_owned()
+        })
 }
 
 /// One list makes the C enum, the Rust enum, the names and the sentences.

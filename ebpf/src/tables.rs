@@ -1,0 +1,195 @@
+//! The maps that user space writes by system call: sessions, sockets, rings, addresses; and the
+//! drop counters. All methods take `&self`, so that threads share these as they are.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::abi::{
+    DropCount, QUEUES_MAX, SOCKETS_PER_FAMILY, Session, WORKERS_MAX, local_address_key,
+};
+use crate::drops::{self, Drop};
+use crate::error::LoadError;
+use crate::sys;
+
+/// SESSIONS: which receiver indices are live, and who owns them.
+#[derive(Debug)]
+pub struct Sessions(pub(crate) OwnedFd);
+
+impl Sessions {
+    /// Call before the handshake message that tells the peer this index leaves, so that its first
+    /// data packet finds it. Replaces an older entry.
+    pub fn insert(&self, index: u32, peer_slot: u32, worker: u32) -> Result<(), LoadError> {
+        if worker >= WORKERS_MAX {
+            let (map, slots) = ("SESSIONS", WORKERS_MAX);
+            return Err(LoadError::SlotOutOfRange { map, slot: worker, slots });
+        }
+        let session = Session { peer_slot, worker };
+        sys::map_update(self.0.as_fd(), index.as_bytes(), session.as_bytes())
+            .map_err(LoadError::map("SESSIONS", "inserting a session"))
+    }
+
+    /// True if the index was there.
+    pub fn remove(&self, index: u32) -> Result<bool, LoadError> {
+        sys::map_delete(self.0.as_fd(), index.as_bytes())
+            .map_err(LoadError::map("SESSIONS", "removing a session"))
+    }
+
+    pub fn get(&self, index: u32) -> Result<Option<Session>, LoadError> {
+        let mut session = Session::new_zeroed();
+        sys::map_lookup(self.0.as_fd(), index.as_bytes(), session.as_mut_bytes())
+            .map(|found| found.then_some(session))
+            .map_err(LoadError::map("SESSIONS", "looking a session up"))
+    }
+}
+
+/// Which group a socket belongs to: the kernel keeps one per address family that is bound.
+/// A dual-stack socket is `Inet6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SocketFamily {
+    Inet4,
+    Inet6,
+}
+
+/// Who reads a socket of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SocketSlot {
+    /// Data messages of this worker's sessions. Below [`WORKERS_MAX`].
+    Worker(u32),
+    /// Handshakes.
+    Slow,
+    /// STUN, disco and Geneve.
+    Control,
+}
+
+/// SOCKETS: what the reuseport program chooses from.
+#[derive(Debug)]
+pub struct Sockets(pub(crate) OwnedFd);
+
+impl Sockets {
+    /// The socket must be bound with SO_REUSEPORT, and may stand in one slot only (the kernel says
+    /// EBUSY otherwise). It leaves its slot by itself when it is closed.
+    pub fn set(
+        &self,
+        family: SocketFamily,
+        slot: SocketSlot,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), LoadError> {
+        let key = socket_key(family, slot)?;
+        sys::map_update(self.0.as_fd(), key.as_bytes(), socket.as_raw_fd().as_bytes())
+            .map_err(LoadError::map("SOCKETS", "entering a socket"))
+    }
+
+    /// True if there was a socket.
+    pub fn clear(&self, family: SocketFamily, slot: SocketSlot) -> Result<bool, LoadError> {
+        let key = socket_key(family, slot)?;
+        sys::map_delete(self.0.as_fd(), key.as_bytes())
+            .map_err(LoadError::map("SOCKETS", "removing a socket"))
+    }
+}
+
+/// XSKS: the AF_XDP socket of each receive queue. Packets of a queue without one go to the kernel.
+#[derive(Debug)]
+pub struct Xsks(pub(crate) OwnedFd);
+
+impl Xsks {
+    /// The socket must be bound to the interface that the program is attached to and to this very
+    /// queue: the kernel drops what is redirected to another.
+    pub fn set(&self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), LoadError> {
+        sys::map_update(self.0.as_fd(), queue_key(queue)?.as_bytes(), socket.as_raw_fd().as_bytes())
+            .map_err(LoadError::map("XSKS", "entering an AF_XDP socket"))
+    }
+
+    /// True if there was a socket.
+    pub fn clear(&self, queue: u32) -> Result<bool, LoadError> {
+        sys::map_delete(self.0.as_fd(), queue_key(queue)?.as_bytes())
+            .map_err(LoadError::map("XSKS", "removing an AF_XDP socket"))
+    }
+}
+
+/// DROPS: what the programs threw away, summed over all CPUs.
+#[derive(Debug)]
+pub struct Drops {
+    map: OwnedFd,
+    cpus: usize,
+}
+
+impl Drops {
+    pub(crate) fn new(map: OwnedFd) -> Result<Self, LoadError> {
+        let cpus =
+            sys::possible_cpus().map_err(LoadError::map("DROPS", "counting possible CPUs"))?;
+        Ok(Self { map, cpus })
+    }
+
+    pub fn get(&self, reason: Drop) -> Result<DropCount, LoadError> {
+        let mut per_cpu = vec![DropCount::default(); self.cpus];
+        sys::map_lookup(self.map.as_fd(), (reason as u32).as_bytes(), per_cpu.as_mut_bytes())
+            .map_err(LoadError::map("DROPS", "reading a counter"))?;
+        Ok(per_cpu.iter().fold(DropCount::default(), |sum, one| DropCount {
+            packets: sum.packets.wrapping_add(one.packets),
+            bytes: sum.bytes.wrapping_add(one.bytes),
+        }))
+    }
+
+    /// Every reason with its sum, in the order of `drops.h`.
+    pub fn all(&self) -> Result<Vec<(Drop, DropCount)>, LoadError> {
+        drops::ALL.iter().map(|(reason, ..)| Ok((*reason, self.get(*reason)?))).collect()
+    }
+}
+
+/// LOCAL_ADDRESSES: the set of this host's addresses.
+#[derive(Debug)]
+pub struct LocalAddresses {
+    map: OwnedFd,
+    present: Mutex<HashSet<[u8; 16]>>,
+}
+
+impl LocalAddresses {
+    pub(crate) fn new(map: OwnedFd) -> Self {
+        Self { map, present: Mutex::default() }
+    }
+
+    /// Makes the set equal to `addresses`. New ones come first, so that no address that stays is
+    /// missing at any moment.
+    pub(crate) fn replace(&self, addresses: &[IpAddr]) -> Result<(), LoadError> {
+        let wanted: HashSet<_> = addresses.iter().copied().map(local_address_key).collect();
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in wanted.difference(&present.clone()) {
+            sys::map_update(self.map.as_fd(), key, &[1])
+                .map_err(LoadError::map("LOCAL_ADDRESSES", "inserting an address"))?;
+            present.insert(*key);
+        }
+        for key in present.clone().difference(&wanted) {
+            sys::map_delete(self.map.as_fd(), key)
+                .map_err(LoadError::map("LOCAL_ADDRESSES", "removing an address"))?;
+            present.remove(key);
+        }
+        Ok(())
+    }
+}
+
+fn socket_key(family: SocketFamily, slot: SocketSlot) -> Result<u32, LoadError> {
+    let slot = match slot {
+        SocketSlot::Worker(slot) if slot < WORKERS_MAX => slot,
+        SocketSlot::Worker(slot) => {
+            let (map, slots) = ("SOCKETS", WORKERS_MAX);
+            return Err(LoadError::SlotOutOfRange { map, slot, slots });
+        }
+        SocketSlot::Slow => WORKERS_MAX,
+        SocketSlot::Control => WORKERS_MAX + 1,
+    };
+    Ok(match family {
+        SocketFamily::Inet4 => slot,
+        SocketFamily::Inet6 => SOCKETS_PER_FAMILY + slot,
+    })
+}
+
+fn queue_key(queue: u32) -> Result<u32, LoadError> {
+    if queue < QUEUES_MAX {
+        return Ok(queue);
+    }
+    Err(LoadError::SlotOutOfRange { map: "XSKS", slot: queue, slots: QUEUES_MAX })
+}
