@@ -1,1 +1,35 @@
-//! Network-namespace lab.
+//! The namespace lab: real kernels' networking, real peers, no contact with the host's own network.
+//!
+//! A [`Lab`] makes anonymous network namespaces and joins them with veth links. [`Site`] is the
+//! topology that tests, demo and benches share. [`Gateway`] runs millrace or another WireGuard in
+//! it, [`Capture`] watches the outside links and proves that nothing of the inside shows there.
+//!
+//! Everything is removed when its owner is dropped. A lab that is killed leaves nothing behind
+//! either: namespaces have no name to leak and every child dies with its parent.
+
+pub mod capture;
+pub mod error;
+pub mod gateway;
+pub mod interrupt;
+pub mod iperf;
+pub mod keys;
+pub mod lab;
+pub mod marker;
+pub mod namespace;
+pub mod ping;
+pub mod probe;
+pub mod process;
+pub mod site;
+pub mod tunnel;
+pub mod wait;
+
+pub use capture::Capture;
+pub use error::{Error, Result};
+pub use gateway::{Gateway, GatewayOptions, Implementation, Peer};
+pub use lab::Lab;
+pub use marker::Marker;
+pub use namespace::Namespace;
+pub use process::Daemon;
+pub use site::{Side, Site, SiteOptions};
+pub use tunnel::{Tunnel, TunnelOptions};
+pub use wait::wait_for;
