@@ -1,0 +1,91 @@
+//! From workers to the slow thread: bounded queues and one wake-up. Nothing here waits.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crossbeam::queue::ArrayQueue;
+use millrace_wg::limits::{HANDSHAKE_QUEUE, INITIATION_LEN, SLOW_QUEUE};
+use millrace_wg::{Drop, DropCounters, Endpoint, FastEvent};
+use rustix::event::{EventfdFlags, eventfd};
+
+/// A handshake message that came to a worker, because nothing steered it to the slow thread.
+pub struct Handshake {
+    pub source: Endpoint,
+    len: u8,
+    bytes: [u8; INITIATION_LEN],
+}
+
+/// Both queues. Handshakes have their own, so that a flood of them cannot push out events.
+pub struct SlowQueue {
+    events: ArrayQueue<FastEvent>,
+    handshakes: ArrayQueue<Handshake>,
+    wake: OwnedFd,
+}
+
+impl Handshake {
+    /// None if it is longer than the longest handshake message.
+    pub fn new(source: Endpoint, message: &[u8]) -> Option<Self> {
+        let mut bytes = [0; INITIATION_LEN];
+        bytes.get_mut(..message.len())?.copy_from_slice(message);
+        Some(Self { source, len: message.len() as u8, bytes })
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl SlowQueue {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            events: ArrayQueue::new(SLOW_QUEUE),
+            handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    pub fn push_event(&self, event: FastEvent, drops: &DropCounters) {
+        if self.events.push(event).is_err() {
+            drops.add(Drop::SlowQueueFull, 1);
+        }
+        self.wake();
+    }
+
+    pub fn push_handshake(&self, handshake: Handshake, drops: &DropCounters) {
+        if self.handshakes.push(handshake).is_err() {
+            drops.add(Drop::HsQueueFull, 1);
+        }
+        self.wake();
+    }
+
+    /// Call before popping: what is pushed from now on wakes again.
+    pub fn reset_wake(&self) {
+        let mut counter = [0; 8];
+        // Fails only if nobody woke us.
+        let _ = rustix::io::read(&self.wake, &mut counter);
+    }
+
+    pub fn pop_event(&self) -> Option<FastEvent> {
+        self.events.pop()
+    }
+
+    pub fn pop_handshake(&self) -> Option<Handshake> {
+        self.handshakes.pop()
+    }
+
+    /// Handshakes that still wait.
+    pub fn handshakes_waiting(&self) -> usize {
+        self.handshakes.len()
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is about to overflow, and then the slow thread is awake.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for SlowQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

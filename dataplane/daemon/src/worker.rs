@@ -1,0 +1,379 @@
+//! A worker: one pinned thread that moves packets both ways between its UDP socket and its TUN
+//! queue. The only loop that does.
+//!
+//! One turn:
+//! 1. *Receive* what the socket has, at most [`io::udp::MESSAGES`] messages: split runs into
+//!    datagrams, open them in batches, merge what fits, write to the TUN device.
+//! 2. *Transmit* what the TUN device has, at most [`TURN_FLUSHES`] batches: segment, seal, send.
+//! 3. If neither had anything, *wait* for both, without a time limit.
+//!
+//! A full socket buffer stops step 2, and with it the reading of the TUN device: its queue, not
+//! we, decides then what is dropped. The clock is read once a batch.
+
+use std::io::{ErrorKind, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use millrace_wg::coalesce::{CoalesceOptions, Coalescer};
+use millrace_wg::limits::{BATCH_PACKETS, COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
+use millrace_wg::rx::{self, RxPacket};
+use millrace_wg::segment::Plan;
+use millrace_wg::tx::{Push, Transmit, TxBatch};
+use millrace_wg::vnet::VnetHdr;
+use millrace_wg::{Drop, DropCounters, Shared, Tables};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::clock;
+use crate::io::tun::{self, TunQueue};
+use crate::io::udp::{self, Receiver, UdpSocket};
+use crate::offload::Offloads;
+use crate::queue::{Handshake, SlowQueue};
+
+/// Batches that one turn sends before it looks at the socket again.
+const TURN_FLUSHES: usize = 4;
+/// Slices of one TUN write: the vnet header, the packet's headers, one payload a packet.
+const SLICES_MAX: usize = BATCH_PACKETS + 2;
+
+/// What a worker shares with the rest of the process.
+pub struct Context {
+    pub shared: Arc<Shared>,
+    pub slow: Arc<SlowQueue>,
+    pub offloads: Arc<Offloads>,
+    pub drops: Arc<DropCounters>,
+    /// Readable when the worker must end.
+    pub stop: Arc<OwnedFd>,
+}
+
+pub struct Worker {
+    context: Context,
+    udp: UdpSocket,
+    tun: TunQueue,
+    receiver: Receiver,
+    coalescer: Coalescer,
+    /// A super-packet that the TUN device refused, before it is cut.
+    refused: Vec<u8>,
+    outbound: Outbound,
+}
+
+/// The sending half's state between turns.
+struct Outbound {
+    batch: TxBatch,
+    packet: Box<[u8]>,
+    /// A packet that is only partly in the batch: its length, vnet header included, and where to
+    /// go on.
+    partial: Option<(usize, usize)>,
+    /// Transmits of the batch that are sent, and bytes of the next one.
+    sent: (usize, usize),
+    /// The socket's buffer is full.
+    blocked: bool,
+}
+
+/// How far a send came.
+enum Sent {
+    All,
+    /// So many bytes of it; the rest must wait for the socket.
+    Blocked(usize),
+}
+
+impl Worker {
+    pub fn new(context: Context, udp: UdpSocket, tun: TunQueue) -> Self {
+        let outbound = Outbound {
+            batch: TxBatch::new(),
+            packet: vec![0; tun::READ_LEN].into_boxed_slice(),
+            partial: None,
+            sent: (0, 0),
+            blocked: false,
+        };
+        Self {
+            context,
+            udp,
+            tun,
+            receiver: Receiver::new(),
+            coalescer: Coalescer::new(),
+            refused: Vec::with_capacity(tun::READ_LEN),
+            outbound,
+        }
+    }
+
+    /// Runs until the stop descriptor becomes readable.
+    pub fn run(mut self) {
+        loop {
+            let received = self.receive();
+            let transmitted = self.transmit();
+            if !received && !transmitted && !self.wait() {
+                return;
+            }
+        }
+    }
+
+    /// Step 1. True if there was anything.
+    fn receive(&mut self) -> bool {
+        let Self { context, udp, tun, receiver, coalescer, refused, .. } = self;
+        // An error of the socket is an ICMP answer to an earlier send: a hint that we do not need.
+        let count = receiver.receive(udp, udp::MESSAGES).unwrap_or(0);
+        if count == 0 {
+            return false;
+        }
+        let tables = context.shared.tables.load();
+        let mut inner_path = InnerPath { context, tun, coalescer, refused, tables: &tables };
+        let mut packets: ArrayVec<RxPacket<'_>, BATCH_PACKETS> = ArrayVec::new();
+        for message in receiver.messages(count) {
+            if message.segment_len == 0 {
+                if !message.bytes.is_empty() {
+                    context.drops.add(Drop::RxGroInvalid, 1);
+                }
+                continue;
+            }
+            for datagram in message.bytes.chunks_mut(message.segment_len) {
+                if datagram.first() != Some(&4) {
+                    not_data(context, message.source, datagram);
+                    continue;
+                }
+                packets.push(RxPacket { datagram, source: message.source, ecn: message.ecn });
+                if packets.is_full() {
+                    inner_path.deliver(&mut packets);
+                }
+            }
+        }
+        inner_path.deliver(&mut packets);
+        true
+    }
+
+    /// Step 2. True if there was anything to do, and it could be done.
+    fn transmit(&mut self) -> bool {
+        let Self { context, udp, tun, outbound, .. } = self;
+        if !outbound.go_on(context, udp) {
+            return false;
+        }
+        let mut any = false;
+        for _ in 0..TURN_FLUSHES {
+            let more = outbound.fill(context, udp, tun);
+            any |= more || !outbound.batch.is_empty();
+            if !outbound.flush(context, udp) || !more {
+                break;
+            }
+        }
+        any
+    }
+
+    /// Step 3. False when the worker must end.
+    fn wait(&mut self) -> bool {
+        // While the socket is full, the TUN device is not worth waking up for.
+        let (udp_flags, tun_flags) = if self.outbound.blocked {
+            (PollFlags::IN | PollFlags::OUT, PollFlags::empty())
+        } else {
+            (PollFlags::IN, PollFlags::IN)
+        };
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.udp.as_fd(), udp_flags),
+            PollFd::from_borrowed_fd(self.tun.as_fd(), tun_flags),
+            PollFd::from_borrowed_fd(self.context.stop.as_fd(), PollFlags::IN),
+        ];
+        // Interrupted is as good as woken: the next turn looks at everything.
+        let _ = poll(&mut fds, None);
+        if self.outbound.blocked && fds[0].revents().contains(PollFlags::OUT) {
+            self.outbound.blocked = false;
+        }
+        fds[2].revents().is_empty()
+    }
+}
+
+/// A datagram that is no data message: handshakes go to the slow thread, the rest is counted.
+fn not_data(context: &Context, source: millrace_wg::Endpoint, datagram: &[u8]) {
+    let is_handshake = matches!(
+        (datagram.first(), datagram.len()),
+        (Some(1), INITIATION_LEN) | (Some(2), RESPONSE_LEN) | (Some(3), COOKIE_REPLY_LEN)
+    );
+    let reason = match (is_handshake, datagram.first()) {
+        (true, _) => match Handshake::new(source, datagram) {
+            Some(handshake) => return context.slow.push_handshake(handshake, &context.drops),
+            None => Drop::RxTruncated,
+        },
+        (false, Some(1..=3)) => Drop::RxTruncated,
+        _ => Drop::RxUnknownType,
+    };
+    context.drops.add(reason, 1);
+}
+
+/// From opened packets to the TUN device.
+struct InnerPath<'w> {
+    context: &'w Context,
+    tun: &'w TunQueue,
+    coalescer: &'w mut Coalescer,
+    refused: &'w mut Vec<u8>,
+    tables: &'w Tables,
+}
+
+impl InnerPath<'_> {
+    /// Opens a batch and writes what it holds. Leaves `packets` empty.
+    fn deliver<'a>(&mut self, packets: &mut ArrayVec<RxPacket<'a>, BATCH_PACKETS>) {
+        if packets.is_empty() {
+            return;
+        }
+        let Context { shared, slow, offloads, drops, .. } = self.context;
+        let mut inner: ArrayVec<&'a mut [u8], BATCH_PACKETS> = ArrayVec::new();
+        let mut events = |event| slow.push_event(event, drops);
+        rx::open(shared, self.tables, clock::now(), packets, drops, &mut events, &mut inner);
+        let options = CoalesceOptions {
+            tcp: offloads.coalesce_tcp.is_on(),
+            udp: offloads.coalesce_udp.is_on(),
+        };
+        let (tun, refused, context) = (self.tun, &mut *self.refused, self.context);
+        self.coalescer.write(options, &mut inner, &mut |vnet, slices| {
+            write_inner(context, tun, refused, vnet, slices);
+        });
+    }
+}
+
+/// Writes one packet to the TUN device; a super-packet that it refuses goes again in pieces.
+fn write_inner(
+    context: &Context,
+    tun: &TunQueue,
+    refused: &mut Vec<u8>,
+    vnet: VnetHdr,
+    slices: &[IoSlice<'_>],
+) {
+    let header = vnet.to_bytes();
+    let mut all: ArrayVec<IoSlice<'_>, SLICES_MAX> = ArrayVec::new();
+    all.push(IoSlice::new(&header));
+    if all.try_extend_from_slice(slices).is_err() {
+        debug_assert!(false, "a merged packet has at most one slice a packet and its headers");
+        context.drops.add(Drop::TunWriteFailed, 1);
+        return;
+    }
+    match tun.write(&all) {
+        Ok(()) => {}
+        Err(error) if vnet.gso_type != VnetHdr::GSO_NONE && is_refusal(&error) => {
+            let offload = if vnet.gso_type & !VnetHdr::GSO_ECN == VnetHdr::GSO_UDP_L4 {
+                &context.offloads.coalesce_udp
+            } else {
+                &context.offloads.coalesce_tcp
+            };
+            offload.demote(format_args!("the TUN device refused a super-packet: {error}"));
+            refused.clear();
+            slices.iter().for_each(|slice| refused.extend_from_slice(slice));
+            write_pieces(context, tun, vnet, refused);
+        }
+        Err(_) => context.drops.add(Drop::TunWriteFailed, 1),
+    }
+}
+
+/// Cuts a super-packet in user space and writes each piece.
+fn write_pieces(context: &Context, tun: &TunQueue, vnet: VnetHdr, packet: &[u8]) {
+    let Some(plan) = Plan::new(vnet, packet) else {
+        context.drops.add(Drop::TunWriteFailed, 1);
+        return;
+    };
+    let header = VnetHdr::default().to_bytes();
+    let mut piece = [0; u16::MAX as usize];
+    for index in 0..plan.count() {
+        let piece = &mut piece[..plan.len(index)];
+        plan.write(index, piece);
+        if tun.write(&[IoSlice::new(&header), IoSlice::new(piece)]).is_err() {
+            context.drops.add(Drop::TunWriteFailed, 1);
+        }
+    }
+}
+
+/// The kernel does not take this form, as opposed to this packet or not now.
+fn is_refusal(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP))
+}
+
+impl Outbound {
+    /// Finishes what the socket stopped. False if it is still full.
+    fn go_on(&mut self, context: &Context, udp: &UdpSocket) -> bool {
+        !self.blocked && (self.batch.is_empty() || self.flush(context, udp))
+    }
+
+    /// Reads the TUN device until the batch is full or the device empty. True if the batch is full:
+    /// flush it, there may be more.
+    fn fill(&mut self, context: &Context, udp: &UdpSocket, tun: &TunQueue) -> bool {
+        let tables = context.shared.tables.load();
+        loop {
+            let (len, resume) = match self.partial.take() {
+                Some(partial) => partial,
+                None => match tun.read(&mut self.packet) {
+                    Ok(len) => (len, 0),
+                    // Nothing there, or the interface is down or gone: the slow thread sees to it.
+                    Err(_) => return false,
+                },
+            };
+            let read = &self.packet[..len];
+            let Some(vnet) = VnetHdr::parse(read) else {
+                context.drops.add(Drop::TxInnerInvalid, 1);
+                continue;
+            };
+            let mut events = |event| context.slow.push_event(event, &context.drops);
+            let packet = &read[VnetHdr::LEN..];
+            match self.batch.push(&tables, vnet, packet, resume, &context.drops, &mut events) {
+                Push::Done => {}
+                Push::Full { resume } => {
+                    self.partial = Some((len, resume));
+                    let _ = udp;
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// Seals the batch if that is still to do, and sends it. False if the socket became full.
+    fn flush(&mut self, context: &Context, udp: &UdpSocket) -> bool {
+        if self.batch.is_empty() {
+            return true;
+        }
+        if self.sent == (0, 0) {
+            let mut events = |event| context.slow.push_event(event, &context.drops);
+            self.batch.seal(clock::now(), &context.drops, &mut events);
+        }
+        let (first, mut offset) = self.sent;
+        for (number, transmit) in self.batch.transmits().enumerate().skip(first) {
+            match send(context, udp, &transmit, offset) {
+                Sent::All => offset = 0,
+                Sent::Blocked(bytes) => {
+                    self.sent = (number, bytes);
+                    self.blocked = true;
+                    return false;
+                }
+            }
+        }
+        self.batch.clear();
+        self.sent = (0, 0);
+        true
+    }
+}
+
+/// Sends `transmit` from byte `offset` on, in as few calls as the offloads in use allow.
+fn send(context: &Context, udp: &UdpSocket, transmit: &Transmit<'_>, mut offset: usize) -> Sent {
+    let gso = &context.offloads.udp_gso;
+    let mut endpoint = transmit.endpoint;
+    while offset < transmit.bytes.len() {
+        let rest = &transmit.bytes[offset..];
+        let len = if gso.is_on() { rest.len() } else { rest.len().min(transmit.segment_len) };
+        match udp.send(&endpoint, transmit.ecn, &rest[..len], transmit.segment_len) {
+            Ok(()) => offset += len,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Sent::Blocked(offset),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Our address of that packet is gone: let the kernel choose one, as for a new peer.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && endpoint.local.is_some() => {
+                endpoint.local = None;
+                transmit.peer.roam(endpoint);
+            }
+            Err(error) if len > transmit.segment_len && is_gso_refusal(&error) => {
+                gso.demote(format_args!("the kernel refused a UDP_SEGMENT send: {error}"));
+            }
+            Err(_) => {
+                let packets = len.div_ceil(transmit.segment_len) as u64;
+                context.drops.add(Drop::TxSocketError, packets);
+                offset += len;
+            }
+        }
+    }
+    Sent::All
+}
+
+/// EIO: a device without checksum offload; the others: a form that this kernel does not take.
+fn is_gso_refusal(error: &std::io::Error) -> bool {
+    is_refusal(error) || error.raw_os_error() == Some(libc::EIO)
+}
