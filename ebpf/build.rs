@@ -14,14 +14,14 @@ fn main() {
     let out = Path::new(&out);
     drops(&fs::read_to_string("bpf/drops.h").expect("bpf/drops.h"), out);
     if env::var_os("CARGO_FEATURE_LOAD").is_some()
-        && let Err(message) = programs(&out.join("programs.bpf.o"))
+        && let Err(message) = compile("programs.bpf", out).and_then(|()| compile("twin.bpf", out))
     {
         println!("cargo::error=millrace-ebpf: {}", message.replace('\n', " | "));
     }
 }
 
-/// Compiles both programs into one object.
-fn programs(object: &Path) -> Result<(), String> {
+/// Compiles `bpf/NAME.c` to `OUT/NAME.o`. The twin is for tests; the crate embeds only the programs.
+fn compile(name: &str, out: &Path) -> Result<(), String> {
     let clang = clang()?;
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
     let output = Command::new(&clang)
@@ -29,8 +29,8 @@ fn programs(object: &Path) -> Result<(), String> {
         .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror"])
         // Debian keeps asm/ below the triplet, where a cross-compiling clang does not look.
         .arg(format!("-I/usr/include/{architecture}-linux-gnu"))
-        .args(["-c", "bpf/programs.bpf.c", "-o"])
-        .arg(object)
+        .args(["-c", &format!("bpf/{name}.c"), "-o"])
+        .arg(out.join(format!("{name}.o")))
         .output()
         .map_err(|error| format!("running {clang}: {error}"))?;
     if output.status.success() {
@@ -42,7 +42,7 @@ fn programs(object: &Path) -> Result<(), String> {
     } else {
         ""
     };
-    Err(format!("{cure}{clang} failed on bpf/programs.bpf.c:\n{errors}"))
+    Err(format!("{cure}{clang} failed on bpf/{name}.c:\n{errors}"))
 }
 
 fn clang() -> Result<String, String> {

@@ -239,7 +239,10 @@ fn map_data(map: &Map) -> Option<&MapData> {
 }
 
 fn attach_error(ifindex: u32, error: io::Error) -> LoadError {
-    let facts = xdp_owner::interface(ifindex).unwrap_or_default();
+    // The kernel says EINVAL for a missing interface, and for much else.
+    let Some(facts) = xdp_owner::interface(ifindex) else {
+        return LoadError::NoInterface { ifindex };
+    };
     let interface = facts.name.clone().unwrap_or_else(|| format!("with index {ifindex}"));
     match error.raw_os_error() {
         // EEXIST: somebody's generic program. Both modes at once are impossible.
@@ -247,7 +250,6 @@ fn attach_error(ifindex: u32, error: io::Error) -> LoadError {
             LoadError::Occupied { interface, program: facts.other_program() }
         }
         Some(libc::EOPNOTSUPP) => LoadError::NoNativeXdp { interface },
-        Some(libc::ENODEV) => LoadError::NoInterface { ifindex },
         Some(libc::EPERM | libc::EACCES) => {
             LoadError::NotPermitted { action: "attaching XDP", source: error }
         }
