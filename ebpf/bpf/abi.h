@@ -7,9 +7,10 @@
 #include "drops.h"
 
 #define ABI_MAGIC 0x6d696c6c /* "mill" */
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 
-/* Capacities. Those of peers and sessions are set by the loader; what stands here is the default. */
+/* Capacities. Those of peers and sessions are set by the loader; what stands here is the default.
+ * That of sessions is a power of two. */
 #define PEERS_MAX_DEFAULT 1024
 #define SESSIONS_MAX_DEFAULT 8192
 #define WORKERS_MAX 64
@@ -97,8 +98,11 @@ struct observed {
 	__u64 reserved3[5];
 };
 
-/* SESSIONS[receiver index]. */
+/* SESSIONS[receiver index modulo sessions_max]. The data plane never has two live indices in one
+ * place: the low bits of an index are its place, the others are random. */
 struct session {
+	__u32 index;
+	__u32 live; /* 0: the place is free */
 	__u32 peer_slot;
 	__u32 worker;
 };

@@ -9,6 +9,8 @@
 const volatile __u16 own_port = 0;
 /* Workers that have sockets. */
 const volatile __u32 workers = 1;
+/* Sessions that the table holds, less one. */
+const volatile __u32 session_mask = SESSIONS_MAX_DEFAULT - 1;
 const volatile __u64 handshake_interval_ns = HANDSHAKE_INTERVAL_NS;
 const volatile __u64 handshake_burst = HANDSHAKE_BURST;
 
@@ -52,7 +54,7 @@ struct {
 } STATS SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SESSIONS_MAX_DEFAULT);
 	__type(key, __u32);
 	__type(value, struct session);
@@ -109,6 +111,15 @@ static __always_inline void count_drop(enum drop reason, __u64 bytes)
 		return;
 	count->packets += 1;
 	count->bytes += bytes;
+}
+
+/* The live session of a receiver index, or none. */
+static __always_inline const struct session *find_session(__u32 index)
+{
+	__u32 place = index & session_mask;
+	const struct session *session = bpf_map_lookup_elem(&SESSIONS, &place);
+
+	return session && session->index == index && session->live ? session : 0;
 }
 
 static __always_inline const struct flags *read_flags(void)

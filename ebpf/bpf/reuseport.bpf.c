@@ -29,7 +29,7 @@ static __always_inline __u32 flow_worker(struct sk_reuseport_md *context)
 /* The worker that owns the session. */
 static __always_inline __u32 worker_of(struct sk_reuseport_md *context, __u32 index)
 {
-	const struct session *session = bpf_map_lookup_elem(&SESSIONS, &index);
+	const struct session *session = find_session(index);
 
 	if (session && session->worker < WORKERS_MAX)
 		return session->worker;

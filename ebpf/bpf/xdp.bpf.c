@@ -144,15 +144,13 @@ int millrace_xdp(struct xdp_md *context)
 
 	enum drop reason;
 	switch (classify(datagram.head, datagram.length)) {
-	case CLASS_WG_DATA: {
-		__u32 index = wireguard_index(datagram.head);
-		if (bpf_map_lookup_elem(&SESSIONS, &index))
+	case CLASS_WG_DATA:
+		if (find_session(wireguard_index(datagram.head)))
 			return bpf_redirect_map(&XSKS, context->rx_queue_index, XDP_PASS);
 		if (!flags->authoritative)
 			return XDP_PASS;
 		reason = DROP_xdp_unknown_index;
 		break;
-	}
 	case CLASS_WG_HANDSHAKE:
 		if (take_handshake(datagram.source_prefix))
 			return XDP_PASS;

@@ -19,16 +19,8 @@ const INDEX: u32 = 4242;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // A handshake must pass each time, so that the bucket's own cost is seen, not the drop's.
-    let endless = LoadOptions {
-        handshake_interval_ns: 0,
-        sessions_max: 65536,
-        ..LoadOptions::new(common::PORT)
-    };
+    let endless = LoadOptions { handshake_interval_ns: 0, ..LoadOptions::new(common::PORT) };
     let programs = Programs::load(endless)?;
-    // A table as full as that of a busy gateway: chains and cache misses are real.
-    for index in 0..30_000u32 {
-        programs.sessions.insert(index.wrapping_mul(0x9e37_79b1), 0, 0)?;
-    }
     programs.sessions.insert(INDEX, 0, 0)?;
     let ring = xsk()?;
 

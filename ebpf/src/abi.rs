@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use crate::drops;
 
 pub const ABI_MAGIC: u32 = 0x6d69_6c6c;
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 pub const PEERS_MAX_DEFAULT: u32 = 1024;
 pub const SESSIONS_MAX_DEFAULT: u32 = 8192;
@@ -183,12 +183,15 @@ impl Observed {
     }
 }
 
-/// SESSIONS\[receiver index\].
+/// SESSIONS\[receiver index modulo sessions_max\].
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Session {
+    pub index: u32,
+    /// 0: the place is free.
+    pub live: u32,
     pub peer_slot: u32,
     /// Below [`WORKERS_MAX`].
     pub worker: u32,
@@ -259,7 +262,7 @@ const _: () = assert!(size_of::<Abi>() == 48);
 const _: () = assert!(size_of::<Flags>() == 8);
 const _: () = assert!(size_of::<Endpoint>() == 64);
 const _: () = assert!(size_of::<Observed>() == 128);
-const _: () = assert!(size_of::<Session>() == 8);
+const _: () = assert!(size_of::<Session>() == 16);
 const _: () = assert!(size_of::<DropCount>() == 16);
 const _: () = assert!(size_of::<Stats>() == 64 + 8 * STATS_DROPS_MAX);
 const _: () = assert!(drops::COUNT <= STATS_DROPS_MAX);

@@ -26,6 +26,9 @@ use crate::xdp_owner;
 /// The object that was built from `bpf/programs.bpf.c`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs.bpf.o"));
 
+/// Bounds the table to 256 MiB.
+const SESSIONS_MAX_LIMIT: u32 = 1 << 24;
+
 const XDP: &str = "millrace_xdp";
 const REUSEPORT: &str = "millrace_reuseport";
 
@@ -38,7 +41,8 @@ pub struct LoadOptions {
     pub workers: u32,
     /// Lines of ENDPOINTS and OBSERVED.
     pub peers_max: u32,
-    /// Entries of SESSIONS: three for each peer, and handshakes in flight.
+    /// Places of SESSIONS, rounded up to a power of two. Not smaller than the data plane's own
+    /// table, or two live indices could meet in one place.
     pub sessions_max: u32,
     /// Each IPv4 /32 and IPv6 /64 may send one handshake in this time, on average.
     pub handshake_interval_ns: u64,
@@ -82,32 +86,36 @@ impl Programs {
     pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
         let port = options.port.to_be();
         let workers = options.workers.clamp(1, WORKERS_MAX);
+        let peers_max = options.peers_max.max(1);
+        let sessions_max = options.sessions_max.clamp(1, SESSIONS_MAX_LIMIT).next_power_of_two();
+        let session_mask = sessions_max - 1;
         let mut ebpf = EbpfLoader::new()
             // The programs take no CO-RE relocation, so the kernel's own BTF is of no use.
             .btf(None)
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("own_port", &port, true)
             .override_global("workers", &workers, true)
+            .override_global("session_mask", &session_mask, true)
             .override_global("handshake_interval_ns", &options.handshake_interval_ns, true)
             .override_global("handshake_burst", &options.handshake_burst, true)
-            .map_max_entries("ENDPOINTS", options.peers_max)
-            .map_max_entries("OBSERVED", options.peers_max)
-            .map_max_entries("SESSIONS", options.sessions_max)
+            .map_max_entries("ENDPOINTS", peers_max)
+            .map_max_entries("OBSERVED", peers_max)
+            .map_max_entries("SESSIONS", sessions_max)
             .load(OBJECT)
             .map_err(object_error)?;
         load_program::<Xdp>(&mut ebpf, XDP, Xdp::load)?;
         load_program::<SkReuseport>(&mut ebpf, REUSEPORT, SkReuseport::load)?;
 
-        let specs = Specs { peers_max: options.peers_max, sessions_max: options.sessions_max };
+        let specs = Specs { peers_max, sessions_max };
         let abi = take_map(&mut ebpf, &Specs::ABI)?;
-        let header = Abi::new(options.peers_max, options.sessions_max);
+        let header = Abi::new(peers_max, sessions_max);
         sys::map_update(abi.as_fd(), 0u32.as_bytes(), header.as_bytes())
             .map_err(LoadError::map("ABI", "writing the header"))?;
         let stats_fd = take_map(&mut ebpf, &Specs::STATS)?;
         let drops_fd = take_map(&mut ebpf, &Specs::DROPS)?;
         let drops_map = drops_fd.try_clone().map_err(LoadError::map("DROPS", "copying its fd"))?;
         Ok(Self {
-            sessions: Sessions(take_map(&mut ebpf, &specs.sessions())?),
+            sessions: Sessions::new(take_map(&mut ebpf, &specs.sessions())?, sessions_max),
             sockets: Sockets(take_map(&mut ebpf, &Specs::SOCKETS)?),
             xsks: Xsks(take_map(&mut ebpf, &Specs::XSKS)?),
             drops: Drops::new(drops_map)?,

@@ -130,7 +130,7 @@ impl Specs {
     }
 
     pub fn sessions(&self) -> MapSpec {
-        MapSpec::new("SESSIONS", HASH, 4, size_of::<abi::Session>()).entries(self.sessions_max)
+        MapSpec::new("SESSIONS", ARRAY, 4, size_of::<abi::Session>()).entries(self.sessions_max)
     }
 }
 
@@ -182,6 +182,9 @@ mod tests {
         check_abi(&seen).expect("our own header");
         seen.version = 9;
         let error = check_abi(&seen).expect_err("another version");
-        assert!(matches!(error, LoadError::Abi { field: "version", seen: 9, expected: 1 }));
+        assert!(matches!(
+            error,
+            LoadError::Abi { field: "version", seen: 9, expected: ABI_VERSION }
+        ));
     }
 }

@@ -15,34 +15,52 @@ use crate::drops::{self, Drop};
 use crate::error::LoadError;
 use crate::sys;
 
-/// SESSIONS: which receiver indices are live, and who owns them.
+/// SESSIONS: which receiver indices are live, and who owns them. The place of an index is its low
+/// bits, as in the data plane's own table, which never has two live indices in one place.
 #[derive(Debug)]
-pub struct Sessions(pub(crate) OwnedFd);
+pub struct Sessions {
+    map: OwnedFd,
+    mask: u32,
+}
 
 impl Sessions {
+    /// `sessions_max` is a power of two.
+    pub(crate) fn new(map: OwnedFd, sessions_max: u32) -> Self {
+        debug_assert!(sessions_max.is_power_of_two());
+        Self { map, mask: sessions_max - 1 }
+    }
+
     /// Call before the handshake message that tells the peer this index leaves, so that its first
-    /// data packet finds it. Replaces an older entry.
+    /// data packet finds it. Replaces what was in the same place.
     pub fn insert(&self, index: u32, peer_slot: u32, worker: u32) -> Result<(), LoadError> {
         if worker >= WORKERS_MAX {
             let (map, slots) = ("SESSIONS", WORKERS_MAX);
             return Err(LoadError::SlotOutOfRange { map, slot: worker, slots });
         }
-        let session = Session { peer_slot, worker };
-        sys::map_update(self.0.as_fd(), index.as_bytes(), session.as_bytes())
-            .map_err(LoadError::map("SESSIONS", "inserting a session"))
+        self.write(index, Session { index, live: 1, peer_slot, worker }, "inserting a session")
     }
 
-    /// True if the index was there.
+    /// True if the index was there. Another index in the same place stays.
     pub fn remove(&self, index: u32) -> Result<bool, LoadError> {
-        sys::map_delete(self.0.as_fd(), index.as_bytes())
-            .map_err(LoadError::map("SESSIONS", "removing a session"))
+        let found = self.get(index)?.is_some();
+        if found {
+            self.write(index, Session::default(), "removing a session")?;
+        }
+        Ok(found)
     }
 
     pub fn get(&self, index: u32) -> Result<Option<Session>, LoadError> {
         let mut session = Session::new_zeroed();
-        sys::map_lookup(self.0.as_fd(), index.as_bytes(), session.as_mut_bytes())
-            .map(|found| found.then_some(session))
-            .map_err(LoadError::map("SESSIONS", "looking a session up"))
+        let place = index & self.mask;
+        sys::map_lookup(self.map.as_fd(), place.as_bytes(), session.as_mut_bytes())
+            .map_err(LoadError::map("SESSIONS", "looking a session up"))?;
+        Ok((session.live != 0 && session.index == index).then_some(session))
+    }
+
+    fn write(&self, index: u32, session: Session, action: &'static str) -> Result<(), LoadError> {
+        let place = index & self.mask;
+        sys::map_update(self.map.as_fd(), place.as_bytes(), session.as_bytes())
+            .map_err(LoadError::map("SESSIONS", action))
     }
 }
 

@@ -118,7 +118,7 @@ fn every_shared_struct_has_the_layout_that_the_object_has() {
                 reserved3,
             }),
         ),
-        ("session", fields!(Session { peer_slot, worker })),
+        ("session", fields!(Session { index, live, peer_slot, worker })),
         ("drop_count", fields!(DropCount { packets, bytes })),
         (
             "stats",

@@ -104,6 +104,10 @@ fn data_of_a_session_goes_to_the_ring_and_of_no_session_only_while_the_table_dec
     check(&programs, "not authoritative", &stranger, XDP_PASS, None);
     programs.flags.set_authoritative(true);
     check(&programs, "authoritative", &stranger, XDP_DROP, Some(Drop::XdpUnknownIndex));
+    let zero = Frame::ipv4(data(0, 96)).bytes();
+    check(&programs, "a free place", &zero, XDP_DROP, Some(Drop::XdpUnknownIndex));
+    let neighbour = Frame::ipv4(data(INDEX ^ 0x8000_0000, 96)).bytes();
+    check(&programs, "same place", &neighbour, XDP_DROP, Some(Drop::XdpUnknownIndex));
     let known = Frame::ipv4(data(INDEX, 96)).bytes();
     check(&programs, "authoritative, known", &known, XDP_REDIRECT, None);
 
