@@ -164,11 +164,8 @@ fn measure(
     let implementation = contender.implementation();
     let lab = Lab::new()?;
     let site = Site::new(&lab, &SiteOptions::default())?;
-    let options = TunnelOptions {
-        verbose: false,
-        toml: arguments.toml.clone(),
-        ..TunnelOptions::default()
-    };
+    let options =
+        TunnelOptions { verbose: false, toml: arguments.toml.clone(), ..TunnelOptions::default() };
     let mut tunnel = Tunnel::start(&lab, &site, [implementation; 2], &options)?;
     connect(&site.a, &site.b, Duration::from_secs(10))?;
     let version = contender.version();
@@ -190,7 +187,13 @@ fn measure(
     Ok(())
 }
 
-fn sample(seconds: u32, lab: &Lab, site: &Site, tunnel: &mut Tunnel, test: &Test) -> Result<Sample> {
+fn sample(
+    seconds: u32,
+    lab: &Lab,
+    site: &Site,
+    tunnel: &mut Tunnel,
+    test: &Test,
+) -> Result<Sample> {
     let iperf = match test.load {
         Load::Latency => {
             let ping = Ping { count: 200, interval_ms: 5, ..Ping::default() };
@@ -244,7 +247,8 @@ fn report(
             round_trip_us: spread(|s| s.round_trip_us),
         });
     }
-    let command = std::env::args().skip(1).fold("throughput".into(), |line, word| line + " " + &word);
+    let command =
+        std::env::args().skip(1).fold("throughput".into(), |line, word| line + " " + &word);
     Report {
         schema: SCHEMA,
         machine,
@@ -265,8 +269,13 @@ fn write_files(directory: &Path, report: &Report) -> Result<()> {
 }
 
 impl Contender {
-    const ALL: [Self; 5] =
-        [Self::Millrace, Self::WireguardGo, Self::Gotatun, Self::Boringtun, Self::WireguardGoDebian];
+    const ALL: [Self; 5] = [
+        Self::Millrace,
+        Self::WireguardGo,
+        Self::Gotatun,
+        Self::Boringtun,
+        Self::WireguardGoDebian,
+    ];
 
     fn implementation(self) -> Implementation {
         match self {
