@@ -356,7 +356,9 @@ fn send(context: &Context, udp: &UdpSocket, transmit: &Transmit<'_>, mut offset:
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Sent::Blocked(offset),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             // Our address of that packet is gone: let the kernel choose one, as for a new peer.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && endpoint.local.is_some() => {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EINVAL) && endpoint.local.is_some() =>
+            {
                 endpoint.local = None;
                 transmit.peer.roam(endpoint);
             }
