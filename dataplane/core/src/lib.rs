@@ -13,18 +13,26 @@
 pub mod allowed_ips;
 pub mod checksum;
 pub mod coalesce;
+pub mod cookie;
 pub mod data_header;
+pub mod device;
 pub mod drops;
 pub mod ecn;
 pub mod ip;
+mod known_peer;
 pub mod limits;
+pub mod message;
+mod noise;
 pub mod peer;
+pub mod rate_limit;
 pub mod replay;
 pub mod rx;
+pub mod secret;
 pub mod segment;
 pub mod session;
 pub mod shared;
 pub mod time;
+pub mod timestamp;
 pub mod tx;
 pub mod vnet;
 

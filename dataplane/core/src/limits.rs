@@ -54,6 +54,15 @@ pub const ZERO_KEYS_AFTER: Duration = Duration::from_secs(3 * REJECT_AFTER_TIME.
 /// A peer's initiations closer together than this are dropped.
 pub const INITIATION_INTERVAL_MIN: Duration = Duration::from_millis(20);
 
+/// Timestamps of handshakes are rounded down to this, as Linux does (a bit under 20 ms).
+pub const TIMESTAMP_STEP_NANOS: u32 = 1 << 24;
+/// The mark on disk runs ahead of what was sent by this, so that it is not written every time.
+pub const TIMESTAMP_LEASE: Duration = Duration::from_secs(60);
+/// A wall clock further ahead of the mark than this is not believed.
+pub const TIMESTAMP_JUMP_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// 2100-01-01: without any mark, a wall clock beyond this is not believed.
+pub const TIMESTAMP_WALL_MAX: Duration = Duration::from_secs(4_102_444_800);
+
 pub const COOKIE_SECRET_LIFETIME: Duration = Duration::from_secs(120);
 /// The sender stops trusting a cookie a little before its maker does.
 pub const COOKIE_TRUST_TIME: Duration = Duration::from_secs(115);
@@ -64,6 +73,11 @@ pub const HANDSHAKE_QUEUE: usize = 4096;
 /// Token bucket per IPv4 /32 or IPv6 /64, for handshakes with a good cookie under load.
 pub const HANDSHAKES_PER_SECOND: u64 = 20;
 pub const HANDSHAKES_BURST: u64 = 5;
+
+/// Prefixes whose buckets are remembered; beyond that, strangers are refused.
+pub const RATE_LIMIT_SOURCES: usize = 16_384;
+/// Places of the session table per peer: three keys and a handshake in flight.
+pub const SESSIONS_PER_PEER: usize = 4;
 
 /// Packets that wait for a handshake, per peer; the oldest goes first.
 pub const STAGED_PACKETS: usize = 128;

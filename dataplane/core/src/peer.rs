@@ -80,14 +80,22 @@ pub struct Activity {
 /// included), as `wg show` does.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    pub packets: AtomicU64,
-    pub bytes: AtomicU64,
+    packets: AtomicU64,
+    bytes: AtomicU64,
 }
 
 impl Traffic {
     pub fn add(&self, packets: u64, bytes: u64) {
         self.packets.fetch_add(packets, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 }
 

@@ -41,6 +41,14 @@ impl Sub<Duration> for Instant {
     }
 }
 
+/// The time of one call: monotonic for everything, wall only for handshake timestamps and status.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    pub now: Instant,
+    /// Since the Unix epoch.
+    pub wall: Duration,
+}
+
 /// A moment that workers write and the slow thread reads. Relaxed: each is a fact on its own.
 #[derive(Debug, Default)]
 pub struct AtomicInstant(AtomicU64);

@@ -2,8 +2,14 @@
 
 pub mod clock;
 pub mod control;
+pub mod device_uapi;
+pub mod facts;
 pub mod failure;
 pub mod io;
 pub mod offload;
 pub mod queue;
+pub mod run;
+pub mod slow;
+pub mod state;
+pub mod steering;
 pub mod worker;

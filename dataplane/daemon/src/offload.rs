@@ -4,8 +4,15 @@
 //! operator's `[offload]` switches start an offload in the state "off".
 
 use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+use millrace_wg::Endpoint;
+
+use crate::failure::Failure;
+use crate::io::udp::{Receiver, UdpOptions, UdpSocket};
 
 /// The state of one offload, shared by all workers.
 #[derive(Debug)]
@@ -80,6 +87,24 @@ impl Offloads {
         }
     }
 
+    /// Tries the two socket offloads over loopback with a real send, and gives up what fails.
+    pub fn probe(&self) {
+        match probe_gso() {
+            Ok(received) => {
+                self.udp_gso.confirm("a probe over loopback was cut as asked");
+                if received.is_some() {
+                    self.udp_gro.confirm("a probe over loopback arrived in one piece");
+                } else {
+                    self.udp_gro.confirm("the kernel took the option");
+                }
+            }
+            Err(error) => self.udp_gso.demote(format_args!("the probe over loopback: {error}")),
+        }
+        for offload in [&self.coalesce_tcp, &self.coalesce_udp] {
+            offload.confirm("until the TUN device refuses a super-packet");
+        }
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Offload> {
         [
             &self.udp_gso,
@@ -91,4 +116,32 @@ impl Offloads {
         ]
         .into_iter()
     }
+}
+
+/// Sends three datagrams in one call to ourselves. The segment length that was received, if the
+/// kernel delivered them as one run.
+fn probe_gso() -> io::Result<Option<usize>> {
+    let refused = |failure: Failure| io::Error::other(failure.seen);
+    let options = UdpOptions { port: 0, fwmark: 0, gro: true };
+    let socket = UdpSocket::bind(options).map_err(refused)?;
+    let loopback: IpAddr = [127, 0, 0, 1].into();
+    let remote = SocketAddr::new(loopback, socket.port()?);
+    let to = Endpoint { remote, local: Some(loopback), ifindex: 0 };
+    socket.send(&to, 0, &[0x5a; 250], 100)?;
+    let mut receiver = Receiver::new();
+    let mut lens = Vec::new();
+    let mut run = None;
+    // Loopback delivers within the send; a few tries cover a busy machine.
+    for _ in 0..8 {
+        let count = receiver.receive(&socket, 8)?;
+        for message in receiver.messages(count) {
+            run =
+                run.or((message.segment_len < message.bytes.len()).then_some(message.segment_len));
+            lens.extend(message.bytes.chunks(message.segment_len.max(1)).map(<[u8]>::len));
+        }
+        if lens.iter().sum::<usize>() >= 250 {
+            break;
+        }
+    }
+    if lens == [100, 100, 50] { Ok(run) } else { Err(io::Error::other("it arrived changed")) }
 }

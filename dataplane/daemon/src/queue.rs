@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 use millrace_wg::limits::{HANDSHAKE_QUEUE, INITIATION_LEN, SLOW_QUEUE};
@@ -20,6 +21,8 @@ pub struct SlowQueue {
     events: ArrayQueue<FastEvent>,
     handshakes: ArrayQueue<Handshake>,
     wake: OwnedFd,
+    /// A worker lost its TUN device.
+    tun_gone: AtomicBool,
 }
 
 impl Handshake {
@@ -41,6 +44,7 @@ impl SlowQueue {
             events: ArrayQueue::new(SLOW_QUEUE),
             handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            tun_gone: AtomicBool::new(false),
         })
     }
 
@@ -76,6 +80,22 @@ impl SlowQueue {
     /// Handshakes that still wait.
     pub fn handshakes_waiting(&self) -> usize {
         self.handshakes.len()
+    }
+
+    /// After a turn that did not take everything: the next wait returns at once.
+    pub fn wake_if_not_empty(&self) {
+        if !self.events.is_empty() || !self.handshakes.is_empty() {
+            self.wake();
+        }
+    }
+
+    pub fn report_tun_gone(&self) {
+        self.tun_gone.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub fn is_tun_gone(&self) -> bool {
+        self.tun_gone.load(Ordering::Acquire)
     }
 
     fn wake(&self) {

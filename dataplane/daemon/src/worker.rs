@@ -45,9 +45,18 @@ pub struct Context {
     pub stop: Arc<OwnedFd>,
 }
 
+/// Why a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Stopped,
+    /// Somebody removed the interface.
+    TunGone,
+}
+
 pub struct Worker {
     context: Context,
-    udp: UdpSocket,
+    /// Shared with the slow thread, which changes its mark.
+    udp: Arc<UdpSocket>,
     tun: TunQueue,
     receiver: Receiver,
     coalescer: Coalescer,
@@ -77,7 +86,7 @@ enum Sent {
 }
 
 impl Worker {
-    pub fn new(context: Context, udp: UdpSocket, tun: TunQueue) -> Self {
+    pub fn new(context: Context, udp: Arc<UdpSocket>, tun: TunQueue) -> Self {
         let outbound = Outbound {
             batch: TxBatch::new(),
             packet: vec![0; tun::READ_LEN].into_boxed_slice(),
@@ -96,13 +105,21 @@ impl Worker {
         }
     }
 
-    /// Runs until the stop descriptor becomes readable.
-    pub fn run(mut self) {
+    /// Where this worker reports to.
+    pub fn slow_queue(&self) -> Arc<SlowQueue> {
+        Arc::clone(&self.context.slow)
+    }
+
+    /// Runs until the stop descriptor becomes readable, or the TUN device is gone.
+    pub fn run(mut self) -> End {
         loop {
             let received = self.receive();
             let transmitted = self.transmit();
-            if !received && !transmitted && !self.wait() {
-                return;
+            if !received
+                && !transmitted
+                && let Some(end) = self.wait()
+            {
+                return end;
             }
         }
     }
@@ -148,7 +165,7 @@ impl Worker {
         }
         let mut any = false;
         for _ in 0..TURN_FLUSHES {
-            let more = outbound.fill(context, udp, tun);
+            let more = outbound.fill(context, tun);
             any |= more || !outbound.batch.is_empty();
             if !outbound.flush(context, udp) || !more {
                 break;
@@ -157,8 +174,8 @@ impl Worker {
         any
     }
 
-    /// Step 3. False when the worker must end.
-    fn wait(&mut self) -> bool {
+    /// Step 3.
+    fn wait(&mut self) -> Option<End> {
         // While the socket is full, the TUN device is not worth waking up for.
         let (udp_flags, tun_flags) = if self.outbound.blocked {
             (PollFlags::IN | PollFlags::OUT, PollFlags::empty())
@@ -175,7 +192,10 @@ impl Worker {
         if self.outbound.blocked && fds[0].revents().contains(PollFlags::OUT) {
             self.outbound.blocked = false;
         }
-        fds[2].revents().is_empty()
+        if fds[1].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
+            return Some(End::TunGone);
+        }
+        (!fds[2].revents().is_empty()).then_some(End::Stopped)
     }
 }
 
@@ -289,7 +309,7 @@ impl Outbound {
 
     /// Reads the TUN device until the batch is full or the device empty. True if the batch is full:
     /// flush it, there may be more.
-    fn fill(&mut self, context: &Context, udp: &UdpSocket, tun: &TunQueue) -> bool {
+    fn fill(&mut self, context: &Context, tun: &TunQueue) -> bool {
         let tables = context.shared.tables.load();
         loop {
             let (len, resume) = match self.partial.take() {
@@ -311,7 +331,6 @@ impl Outbound {
                 Push::Done => {}
                 Push::Full { resume } => {
                     self.partial = Some((len, resume));
-                    let _ = udp;
                     return true;
                 }
             }

@@ -40,6 +40,34 @@ pub struct UdpOptions {
 }
 
 impl UdpSocket {
+    /// The first socket of the port. Another program of our user that also shares its port would
+    /// let us in and take half of our packets, so a plain bind goes first.
+    pub fn bind_first(options: UdpOptions) -> Result<Self, Failure> {
+        if options.port != 0 {
+            let alone = |domain, ip: IpAddr| {
+                let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+                if domain == Domain::IPV6 {
+                    socket.set_only_v6(true)?;
+                }
+                socket.bind(&SockAddr::from(SocketAddr::new(ip, options.port)))
+            };
+            for (domain, ip) in [
+                (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
+                (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
+            ] {
+                match alone(domain, ip) {
+                    Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
+                        let doing = format!("binding UDP port {}", options.port);
+                        return Err(Failure::from_io(&doing, &error));
+                    }
+                    // Without IPv6, or closed again at once: the port is free.
+                    _ => {}
+                }
+            }
+        }
+        Self::bind(options)
+    }
+
     pub fn bind(options: UdpOptions) -> Result<Self, Failure> {
         let doing = |what: &str| format!("{what} for UDP port {}", options.port);
         let (socket, v6) = match Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)) {

@@ -1,0 +1,70 @@
+//! What `status` says beyond WireGuard's own state: the `mr_` lines of an answer to `get=1`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use millrace_wg::DropCounters;
+
+use crate::io::udp::UdpSocket;
+use crate::offload::Offloads;
+use crate::steering::Steering;
+
+/// Facts of a running data plane.
+pub struct Facts {
+    pub interface: String,
+    pub listen_port: u16,
+    pub fwmark: AtomicU32,
+    pub cores: Vec<usize>,
+    pub offloads: Arc<Offloads>,
+    /// One for each worker, then the slow thread's.
+    pub drops: Vec<Arc<DropCounters>>,
+    pub worker_sockets: Vec<Arc<UdpSocket>>,
+    pub notes: Vec<String>,
+}
+
+impl Facts {
+    pub fn fwmark(&self) -> u32 {
+        self.fwmark.load(Ordering::Relaxed)
+    }
+
+    /// Key and value of each line, the key without `mr_`.
+    pub fn lines(&self, steering: &Steering) -> Vec<(String, String)> {
+        let mut lines = Vec::new();
+        let mut put = |key: &str, value: String| lines.push((key.to_owned(), value));
+        put("version", env!("CARGO_PKG_VERSION").into());
+        put("receive", "socket".into());
+        put("receive_reason", "no device is given for AF_XDP".into());
+        put("transmit", if self.offloads.udp_gso.is_on() { "gso" } else { "socket" }.into());
+        put("transmit_reason", self.offloads.udp_gso.reason());
+        put("inner", "tun".into());
+        put("aead", millrace_aead::backend_name().into());
+        let cores: Vec<String> = self.cores.iter().map(usize::to_string).collect();
+        put("workers", cores.join(","));
+        match steering {
+            Steering::On(_) => put("steering", "on".into()),
+            Steering::Off(why) => put("steering", format!("off: {why}")),
+        }
+        for offload in self.offloads.iter() {
+            let state = if offload.is_on() { "on" } else { "off" };
+            put("offload", format!("{} {state} {}", offload.name, offload.reason()));
+        }
+        for (reason, packets) in self.drop_totals() {
+            put("drop", format!("{} {packets}", reason.name()));
+        }
+        for note in &self.notes {
+            put("note", note.clone());
+        }
+        // A value is one line.
+        for (_, value) in &mut lines {
+            *value = value.replace(['\n', '\r'], " ");
+        }
+        lines
+    }
+
+    /// Every reason of the list with the sum over all threads.
+    fn drop_totals(&self) -> impl Iterator<Item = (millrace_wg::Drop, u64)> + '_ {
+        millrace_ebpf::drops::ALL
+            .iter()
+            .map(|&(reason, ..)| (reason, self.drops.iter().map(|drops| drops.get(reason)).sum()))
+    }
+}

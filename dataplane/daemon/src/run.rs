@@ -1,0 +1,199 @@
+//! Puts a data plane together and starts its threads: sockets, TUN queues, steering, workers, and
+//! the slow thread last. What fails here fails before anything was changed that stays.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::thread::{self, JoinHandle};
+
+use millrace_wg::device::{Device, DeviceConfig};
+use millrace_wg::timestamp::Tai64n;
+use millrace_wg::{DropCounters, Shared};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::control::{self, ControlHandle};
+use crate::facts::Facts;
+use crate::failure::Failure;
+use crate::io::tun::{TunOffloads, TunQueue};
+use crate::io::udp::{Receiver, UdpOptions, UdpSocket};
+use crate::offload::Offloads;
+use crate::queue::SlowQueue;
+use crate::slow::Slow;
+use crate::state::TimestampFile;
+use crate::steering::Steering;
+use crate::worker::{Context, End, Worker};
+
+/// Receiving sessions that the tables hold: three for each of 20,000 peers, and handshakes.
+const SESSIONS_MAX: usize = 1 << 16;
+
+/// What does not change while a data plane runs.
+pub struct Options {
+    /// Name of the TUN device.
+    pub interface: String,
+    /// 0 lets the kernel choose.
+    pub listen_port: u16,
+    pub fwmark: u32,
+    /// The core of each worker; at least one.
+    pub cores: Vec<usize>,
+    pub offload: millrace_config::config::Offload,
+    pub mtu: u16,
+    /// Where the newest handshake timestamp is kept; none: only in memory.
+    pub timestamps: Option<PathBuf>,
+    /// Lines for `status` about what the configuration asked for and did not get.
+    pub notes: Vec<String>,
+}
+
+/// A running data plane.
+pub struct Dataplane {
+    pub control: ControlHandle,
+    pub listen_port: u16,
+    slow: JoinHandle<Result<(), Failure>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Dataplane {
+    /// Starts it without key and peers; those come by [`ControlHandle::set`].
+    pub fn start(mut options: Options) -> Result<Self, Failure> {
+        let offloads = Arc::new(Offloads::new(&options.offload));
+        let udp = UdpOptions {
+            port: options.listen_port,
+            fwmark: options.fwmark,
+            gro: offloads.udp_gro.is_on(),
+        };
+        // The first socket of the group: it settles the port. It must not share it with a program
+        // of the same user, so it is bound alone first.
+        let slow_udp = UdpSocket::bind_first(udp)?;
+        let port = slow_udp.port().map_err(|e| Failure::from_io("asking for the UDP port", &e))?;
+        let mut steering = Steering::load(port, options.cores.len(), SESSIONS_MAX);
+        if let Steering::Off(why) = &steering
+            && options.cores.len() > 1
+        {
+            tracing::warn!(why, "no steering program: one worker instead of several");
+            options.cores.truncate(1);
+        }
+        let sockets = options
+            .cores
+            .iter()
+            .map(|_| UdpSocket::bind(UdpOptions { port, ..udp }))
+            .collect::<Result<Vec<_>, _>>()?;
+        steering.attach(&sockets, &slow_udp);
+        let queues = TunQueue::open(&options.interface, options.cores.len())?;
+        set_tun_offloads(&queues, &offloads);
+        offloads.probe();
+
+        let shared = Arc::new(Shared::new(SESSIONS_MAX));
+        let queue = SlowQueue::new().map_err(|e| Failure::from_io("making an eventfd", &e))?;
+        let queue = Arc::new(queue);
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| Failure::from_io("making an eventfd", &e.into()))?;
+        let stop = Arc::new(stop);
+        let (control, control_queue) =
+            control::channel().map_err(|e| Failure::from_io("making an eventfd", &e))?;
+        let timestamps = TimestampFile::open(options.timestamps.clone())?;
+        let drops: Vec<Arc<DropCounters>> =
+            (0..=options.cores.len()).map(|_| Arc::default()).collect();
+        let config = DeviceConfig {
+            mtu: options.mtu,
+            newest_timestamp: timestamps.newest().map(Tai64n),
+            drops: Arc::clone(&drops[options.cores.len()]),
+        };
+        let device = Device::new(config, Arc::clone(&shared), Box::new(OsRng.unwrap_err()));
+        let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
+        let mut workers = Vec::new();
+        for (number, (tun, &core)) in queues.into_iter().zip(&options.cores).enumerate() {
+            let context = Context {
+                shared: Arc::clone(&shared),
+                slow: Arc::clone(&queue),
+                offloads: Arc::clone(&offloads),
+                drops: Arc::clone(&drops[number]),
+                stop: Arc::clone(&stop),
+            };
+            let worker = Worker::new(context, Arc::clone(&sockets[number]), tun);
+            workers.push(spawn_worker(worker, number, core)?);
+        }
+        let facts = Facts {
+            interface: options.interface,
+            listen_port: port,
+            fwmark: AtomicU32::new(options.fwmark),
+            cores: options.cores,
+            offloads,
+            drops: drops.clone(),
+            worker_sockets: sockets,
+            notes: options.notes,
+        };
+        let own_drops = Arc::clone(&drops[drops.len() - 1]);
+        let slow = Slow {
+            device,
+            udp: slow_udp,
+            control: control_queue,
+            queue,
+            drops: own_drops,
+            steering,
+            timestamps,
+            facts,
+            stop_workers: stop,
+            receiver: Receiver::new(),
+        };
+        let slow = thread::Builder::new()
+            .name("slow".into())
+            .spawn(move || slow.run())
+            .map_err(|e| Failure::from_io("starting a thread", &e))?;
+        Ok(Self { control, listen_port: port, slow, workers })
+    }
+
+    /// Whether the slow thread still runs; if not, [`Self::join`] says why.
+    pub fn is_running(&self) -> bool {
+        !self.slow.is_finished()
+    }
+
+    /// Waits for the end: after [`ControlHandle::stop`], or a failure at run time.
+    pub fn join(self) -> Result<(), Failure> {
+        let result = self.slow.join();
+        for worker in self.workers {
+            // A worker that panicked has said so on stderr; in release builds it aborts.
+            let _ = worker.join();
+        }
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn spawn_worker(worker: Worker, number: usize, core: usize) -> Result<JoinHandle<()>, Failure> {
+    let run = move || {
+        let slow = worker.slow_queue();
+        if !core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
+            tracing::warn!(worker = number, core, "the kernel does not let this worker be pinned");
+        }
+        if worker.run() == End::TunGone {
+            slow.report_tun_gone();
+        }
+    };
+    thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(run)
+        .map_err(|e| Failure::from_io("starting a thread", &e))
+}
+
+/// Asks for all that is wanted, then for less, until the kernel agrees.
+fn set_tun_offloads(queues: &[TunQueue], offloads: &Offloads) {
+    loop {
+        let wanted = TunOffloads { tso: offloads.tun_tso.is_on(), uso: offloads.tun_uso.is_on() };
+        let refused = queues.iter().find_map(|queue| queue.set_offloads(wanted).err());
+        let Some(error) = refused else {
+            offloads.tun_tso.confirm("the TUN device agreed");
+            offloads.tun_uso.confirm("the TUN device agreed");
+            return;
+        };
+        // USO is the younger one (Linux 6.2).
+        if wanted.uso {
+            offloads.tun_uso.demote(format_args!("the TUN device refused: {error}"));
+        } else if wanted.tso {
+            offloads.tun_tso.demote(format_args!("the TUN device refused: {error}"));
+        } else {
+            // Not even checksums: then every packet comes whole, which is what we need least of.
+            tracing::warn!(%error, "the TUN device takes no offload setting at all");
+            return;
+        }
+    }
+}

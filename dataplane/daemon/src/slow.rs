@@ -1,0 +1,198 @@
+//! The slow thread: owns the WireGuard device, and everything that is not a packet of an
+//! established session goes through it. Sleeps until a handshake, an event, a command or a
+//! deadline; an idle gateway does not wake.
+
+use std::iter;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use millrace_config::Exit;
+use millrace_config::uapi::{Errno, SetRequest};
+use millrace_wg::device::{Device, Output};
+use millrace_wg::time::Clock;
+use millrace_wg::{Drop, DropCounters};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::clock;
+use crate::control::{Command, ControlQueue, Refusal};
+use crate::device_uapi;
+use crate::facts::Facts;
+use crate::failure::Failure;
+use crate::io::udp::{Receiver, UdpSocket};
+use crate::queue::SlowQueue;
+use crate::state::TimestampFile;
+use crate::steering::Steering;
+
+/// Handshake messages taken from the socket before timers and commands get their turn.
+const TURN_MESSAGES: usize = 32;
+/// Events and forwarded handshakes likewise.
+const TURN_EVENTS: usize = 256;
+
+/// Everything that the slow thread owns.
+pub struct Slow {
+    pub device: Device,
+    pub udp: UdpSocket,
+    pub control: ControlQueue,
+    pub queue: Arc<SlowQueue>,
+    pub drops: Arc<DropCounters>,
+    pub steering: Steering,
+    pub timestamps: TimestampFile,
+    pub facts: Facts,
+    /// Readable when the workers must end.
+    pub stop_workers: Arc<OwnedFd>,
+    pub receiver: Receiver,
+}
+
+impl Slow {
+    /// Runs until [`Command::Stop`], or until a worker says that the TUN device is gone.
+    pub fn run(mut self) -> Result<(), Failure> {
+        let end = loop {
+            self.wait();
+            if self.queue.is_tun_gone() {
+                break Err(Failure::new(
+                    Exit::Error,
+                    format!("the interface {} is gone", self.facts.interface),
+                    "somebody removed it: start again, and remove it with `millrace down`",
+                ));
+            }
+            self.receive();
+            self.take_queues();
+            if !self.take_commands() {
+                break Ok(());
+            }
+            let clock = now();
+            if self.device.poll_timeout().is_some_and(|(deadline, _)| deadline <= clock.now) {
+                self.device.handle_timeout(clock);
+                self.drain();
+            }
+        };
+        // Workers poll this descriptor; they end after the batch in their hands.
+        let _ = rustix::io::write(&self.stop_workers, &1u64.to_ne_bytes());
+        end
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&self) {
+        let timeout = self.device.poll_timeout().map(|(deadline, _reason)| {
+            let left = deadline.since(clock::now());
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.udp.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.queue.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
+        ];
+        // Interrupted is as good as woken: the turn looks at everything.
+        let _ = poll(&mut fds, timeout.as_ref());
+    }
+
+    /// Handshakes from our own socket.
+    fn receive(&mut self) {
+        // An error of the socket is an ICMP answer to an earlier send: a hint only.
+        let count = self.receiver.receive(&self.udp, TURN_MESSAGES).unwrap_or(0);
+        if count == 0 {
+            return;
+        }
+        // Messages beyond this turn wait in the socket, uncounted; a full turn means that they do.
+        let waiting = if count == TURN_MESSAGES { TURN_MESSAGES } else { 0 };
+        let waiting = waiting + self.queue.handshakes_waiting();
+        let clock = now();
+        for message in self.receiver.messages(count) {
+            if message.segment_len == 0 {
+                continue;
+            }
+            for datagram in message.bytes.chunks_mut(message.segment_len) {
+                self.device.handle_datagram(clock, message.source, datagram, waiting);
+            }
+        }
+        self.drain();
+    }
+
+    /// What workers pushed.
+    fn take_queues(&mut self) {
+        self.queue.reset_wake();
+        let clock = now();
+        for _ in 0..TURN_EVENTS {
+            let Some(event) = self.queue.pop_event() else { break };
+            self.device.handle_event(clock, event);
+            self.drain();
+        }
+        for _ in 0..TURN_EVENTS {
+            let Some(mut handshake) = self.queue.pop_handshake() else { break };
+            let waiting = self.queue.handshakes_waiting();
+            let source = handshake.source;
+            self.device.handle_datagram(clock, source, handshake.bytes_mut(), waiting);
+            self.drain();
+        }
+        self.queue.wake_if_not_empty();
+    }
+
+    /// False when it is time to end.
+    fn take_commands(&mut self) -> bool {
+        while let Some(command) = self.control.take() {
+            match command {
+                Command::Get { reply } => {
+                    let state = device_uapi::state(&self.device, &self.facts, &self.steering);
+                    // The asker may have given up.
+                    let _ = reply.send(state);
+                }
+                Command::Set { change, reply } => {
+                    let result = self.set(change);
+                    let _ = reply.send(result);
+                }
+                Command::SetMtu(mtu) => self.device.set_mtu(mtu),
+                Command::Stop => return false,
+            }
+            self.drain();
+        }
+        true
+    }
+
+    fn set(&mut self, change: SetRequest) -> Result<(), Refusal> {
+        let port = self.facts.listen_port;
+        if change.listen_port.is_some_and(|wanted| wanted != 0 && wanted != port) {
+            return Err(Refusal::new(
+                Errno::NotSupported,
+                format!("listen_port is {port} and changes only with a restart"),
+            ));
+        }
+        if let Some(mark) = change.fwmark {
+            for socket in
+                iter::once(&self.udp).chain(self.facts.worker_sockets.iter().map(AsRef::as_ref))
+            {
+                socket.set_mark(mark).map_err(|error| {
+                    Refusal::new(Errno::Permission, format!("setting fwmark: {error}"))
+                })?;
+            }
+            self.facts.fwmark.store(mark, Ordering::Relaxed);
+        }
+        device_uapi::apply(&mut self.device, now(), change)
+    }
+
+    /// Carries out what the device decided, in its order.
+    fn drain(&mut self) {
+        let workers = self.facts.worker_sockets.len();
+        while let Some(output) = self.device.poll_output() {
+            match output {
+                Output::Transmit { to, bytes, tos } => {
+                    if self.udp.send(&to, tos, &bytes, bytes.len()).is_err() {
+                        // A handshake is tried again; a staged packet is lost as any datagram is.
+                        self.drops.add(Drop::TxSocketError, 1);
+                    }
+                }
+                Output::SessionUp { local_index, peer } => {
+                    self.steering.session_up(local_index, peer, workers);
+                }
+                Output::SessionDown { local_index } => self.steering.session_down(local_index),
+                Output::TimestampUsed(timestamp) => self.timestamps.store(timestamp.0),
+                // The kernel's WireGuard answers with an ICMP error; see operations.md.
+                Output::Unroutable { .. } => {}
+            }
+        }
+    }
+}
+
+fn now() -> Clock {
+    Clock { now: clock::now(), wall: clock::wall() }
+}
