@@ -248,7 +248,7 @@ fn report(
         });
     }
     let command =
-        std::env::args().skip(1).fold("throughput".into(), |line, word| line + " " + &word);
+        std::env::args().skip(1).fold("throughput".into(), |line, word| line + " " + word.as_str());
     Report {
         schema: SCHEMA,
         machine,

@@ -43,12 +43,8 @@ pub fn apply(device: &mut Device, clock: Clock, change: SetRequest) -> Result<()
         device.set_private_key(clock, key.as_ref().map(to_secret));
     }
     if change.replace_peers {
-        let named: std::collections::HashSet<[u8; 32]> = change
-            .peers
-            .iter()
-            .filter(|peer| !peer.remove)
-            .map(|peer| peer.public_key.0)
-            .collect();
+        let named: std::collections::HashSet<[u8; 32]> =
+            change.peers.iter().filter(|peer| !peer.remove).map(|peer| peer.public_key.0).collect();
         let gone: Vec<_> = device
             .peers()
             .map(|view| view.peer.public_key)
