@@ -60,6 +60,9 @@ pub struct GatewayOptions {
     pub mtu: u32,
     /// Mark of the outgoing packets.
     pub fwmark: Option<u32>,
+    /// Whether addresses outside will change: boringtun as it comes connects a socket to each peer
+    /// and then never recovers (seen with 0.7.1), so that is switched off.
+    pub roams: bool,
     /// The peers; routes to their allowed prefixes are installed.
     pub peers: Vec<Peer>,
     /// Lines for millrace's TOML file; other implementations ignore them.
@@ -77,6 +80,7 @@ impl Default for GatewayOptions {
             addresses: Vec::new(),
             mtu: 1420,
             fwmark: None,
+            roams: false,
             peers: Vec::new(),
             toml: String::new(),
             verbose: true,
@@ -281,6 +285,9 @@ fn launch(
         }
         Implementation::Boringtun | Implementation::Gotatun => {
             command.args(["-f", "--disable-drop-privileges", "-v", verbosity("debug", "error")]);
+            if options.roams && options.implementation == Implementation::Boringtun {
+                command.arg("--disable-connected-udp");
+            }
             command.arg(interface);
         }
     }

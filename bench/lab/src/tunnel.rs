@@ -27,6 +27,8 @@ pub struct TunnelOptions {
     pub keepalive_s: [Option<u16>; 2],
     /// Whether A knows B's endpoint, and B knows A's. One that does not cannot be the initiator.
     pub knows_endpoint: [bool; 2],
+    /// Whether the gateways' addresses will change.
+    pub roams: bool,
     /// MTU of both tunnel interfaces, in bytes.
     pub mtu: u32,
     /// Lines for millrace's TOML file.
@@ -42,6 +44,7 @@ impl Default for TunnelOptions {
             preshared_key: true,
             keepalive_s: [None; 2],
             knows_endpoint: [true; 2],
+            roams: false,
             mtu: 1420,
             toml: String::new(),
             verbose: true,
@@ -85,6 +88,7 @@ impl Tunnel {
                 addresses: near.tunnel_addresses(),
                 mtu: options.mtu,
                 fwmark: None,
+                roams: options.roams,
                 peers: vec![peer],
                 toml: options.toml.clone(),
                 verbose: options.verbose,

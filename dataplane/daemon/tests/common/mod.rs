@@ -1,0 +1,96 @@
+//! What the namespace tests share. Each test file uses a part of it.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every test program compiles this module and uses its own part"
+)]
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use millrace_lab::{
+    Implementation, Lab, Side, Site, SiteOptions, Tunnel, TunnelOptions,
+    ping::Ping,
+    probe::{Echo, every_length},
+    tunnel::{Watch, connect},
+};
+
+/// Long enough for a first handshake with one lost initiation (5 s) on a loaded machine.
+pub const CONNECT: Duration = Duration::from_secs(15);
+
+/// Whose device is tested: ours. MILLRACE_TEST_SUBJECT puts a foreign one in its place, which tests
+/// the tests: what fails there too is no fault of ours.
+pub fn subject() -> Implementation {
+    match std::env::var("MILLRACE_TEST_SUBJECT").as_deref() {
+        Err(_) => Implementation::Millrace,
+        Ok("wireguard-go") => Implementation::WireguardGo,
+        Ok("boringtun") => Implementation::Boringtun,
+        Ok("gotatun") => Implementation::Gotatun,
+        Ok(other) => panic!("MILLRACE_TEST_SUBJECT names {other:?}, which is not in the lab"),
+    }
+}
+
+/// A site with a tunnel and a capture of its outside links.
+pub struct World {
+    // Dropped in this order: the devices, the capture, the namespaces, the directory.
+    pub tunnel: Tunnel,
+    pub watch: Watch,
+    pub site: Site,
+    pub lab: Lab,
+}
+
+impl World {
+    /// Devices configured, no packet sent.
+    pub fn new(implementations: [Implementation; 2], options: &TunnelOptions) -> Self {
+        Self::on(&SiteOptions::default(), implementations, options)
+    }
+
+    /// The same on other links.
+    pub fn on(
+        site: &SiteOptions,
+        implementations: [Implementation; 2],
+        options: &TunnelOptions,
+    ) -> Self {
+        let lab = Lab::new().unwrap();
+        let site = Site::new(&lab, site).unwrap();
+        let watch = Watch::start(&lab, &site).unwrap();
+        let tunnel = Tunnel::start(&lab, &site, implementations, options).unwrap();
+        Self { tunnel, watch, site, lab }
+    }
+
+    /// Brings the tunnel up from A, which then is the initiator.
+    pub fn connect(&self) {
+        connect(&self.site.a, &self.site.b, CONNECT).unwrap();
+    }
+
+    /// Every payload length from 0 to 1500, from `from` to `to`, over the inner family asked for.
+    pub fn every_length(&self, from: &Side, to: &Side, inner_v6: bool) {
+        let address: IpAddr = if inner_v6 { to.host_v6.into() } else { to.host_v4.into() };
+        let echo = Echo::start(&to.host, SocketAddr::new(address, 0)).unwrap();
+        let lengths =
+            every_length(&from.host, echo.address(), 0..=1500, self.watch.marker()).unwrap();
+        echo.stop();
+        assert_eq!((lengths.passed, lengths.lost.as_slice()), (1501, &[][..]));
+        // Only the lengths above the tunnel's MTU may teach the host the path MTU by a loss.
+        let early: Vec<_> = lengths.retried.iter().filter(|(len, _)| *len < 1300).collect();
+        assert!(early.is_empty(), "lost at first: {early:?}");
+    }
+
+    /// All of `count` pings from one host to the other are answered.
+    pub fn ping(&self, from: &Side, to: &Side, count: u32) {
+        let ping = Ping { count, marker: Some(self.watch.marker()), ..Ping::default() };
+        for address in [IpAddr::from(to.host_v4), to.host_v6.into()] {
+            let report = ping.run(&from.host, address).unwrap();
+            assert!(report.complete(), "{report:?} from {} to {address}", from.host.name());
+        }
+    }
+
+    /// Checks that nothing leaked. The last act of every test.
+    pub fn finish(self) {
+        drop(self.tunnel);
+        let report = self.watch.finish().unwrap();
+        assert_eq!(report.missed, 0, "the capture is incomplete: {report:?}");
+    }
+}
