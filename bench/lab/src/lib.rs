@@ -22,6 +22,8 @@ pub mod process;
 pub mod site;
 pub mod tunnel;
 pub mod wait;
+#[cfg(feature = "xsk")]
+pub mod xsk_peer;
 
 pub use capture::Capture;
 pub use error::{Error, Result};
@@ -33,3 +35,5 @@ pub use process::Daemon;
 pub use site::{Side, Site, SiteOptions};
 pub use tunnel::{Tunnel, TunnelOptions};
 pub use wait::wait_for;
+#[cfg(feature = "xsk")]
+pub use xsk_peer::XskPeer;
