@@ -1,9 +1,10 @@
 //! Our AF_XDP rings against xsk-rs, which shares no code with them, over veth in copy mode.
 //! Functional only: nothing here says anything about speed.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant as Clock};
-use std::{fs, io};
 
 use millrace_dataplane::io::xsk::{Mode, QUEUE_FRAMES, Xsk, bind_queues};
 use millrace_lab::{Lab, Namespace, XskPeer, lab};
@@ -232,13 +233,13 @@ fn drain(peer: &mut XskPeer, count: usize) -> Vec<Vec<u8>> {
     frames
 }
 
+/// In the calling thread's namespace.
 fn ifindex(name: &str) -> u32 {
-    // The thread's own namespace: /sys shows that of its mount.
-    let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    assert!(text.contains(name), "{text}");
     let name = std::ffi::CString::new(name).unwrap();
     // SAFETY: a terminated string that outlives the call.
-    unsafe { libc::if_nametoindex(name.as_ptr()) }
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    assert_ne!(index, 0, "there is no interface {name:?}");
+    index
 }
 
 /// An XDP program that redirects every frame of a queue to its socket, or passes it: the few
