@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::io::tun::{TunOffloads, TunQueue};
 use crate::io::udp::{Receiver, UdpOptions, UdpSocket};
 use crate::offload::Offloads;
+use crate::privileges;
 use crate::queue::SlowQueue;
 use crate::slow::Slow;
 use crate::state::TimestampFile;
@@ -101,6 +102,7 @@ impl Dataplane {
         };
         let device = Device::new(config, Arc::clone(&shared), Box::new(OsRng.unwrap_err()));
         let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
+        privileges::restrict(false);
         let mut workers = Vec::new();
         for (number, (tun, &core)) in queues.into_iter().zip(&options.cores).enumerate() {
             let context = Context {
@@ -138,7 +140,12 @@ impl Dataplane {
         };
         let slow = thread::Builder::new()
             .name("slow".into())
-            .spawn(move || slow.run())
+            .spawn(move || {
+                let end = slow.run();
+                // Wakes the thread that waits for signals; it then asks how we ended.
+                let _ = signal_hook::low_level::raise(signal_hook::consts::SIGTERM);
+                end
+            })
             .map_err(|e| Failure::from_io("starting a thread", &e))?;
         Ok(Self { control, listen_port: port, slow, workers })
     }

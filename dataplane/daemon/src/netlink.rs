@@ -1,0 +1,173 @@
+//! Addresses, MTU, state and routes of the TUN device, by rtnetlink.
+//!
+//! Every change is "make it so": repeated, it changes nothing.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use millrace_config::Exit;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+use crate::failure::Failure;
+
+/// One interface, found by its name once.
+pub struct Interface {
+    name: String,
+    index: u32,
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Interface {
+    pub fn open(name: &str) -> Result<Self, Failure> {
+        let doing = |what: &str| format!("{what} of the interface {name}");
+        let index = rustix::net::netdevice::name_to_index(
+            Socket::new(NETLINK_ROUTE).map_err(|e| Failure::from_io(&doing("settings"), &e))?,
+            name,
+        )
+        .map_err(|_| {
+            Failure::new(
+                Exit::Error,
+                format!("the interface {name} does not exist any more"),
+                "somebody removed it: start again, and remove it with `millrace down`",
+            )
+        })?;
+        let mut socket =
+            Socket::new(NETLINK_ROUTE).map_err(|e| Failure::from_io(&doing("settings"), &e))?;
+        socket.bind_auto().map_err(|e| Failure::from_io(&doing("settings"), &e))?;
+        socket
+            .connect(&SocketAddr::new(0, 0))
+            .map_err(|e| Failure::from_io(&doing("settings"), &e))?;
+        Ok(Self { name: name.to_owned(), index, socket, sequence: 0 })
+    }
+
+    /// Sets the MTU and brings the interface up.
+    pub fn set_up(&mut self, mtu: u16) -> Result<(), Failure> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.push(LinkAttribute::Mtu(mtu.into()));
+        // Short queues drop bursts that a worker would have taken a moment later.
+        message.attributes.push(LinkAttribute::TxQueueLen(TX_QUEUE_LEN));
+        self.request("bringing up", RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    pub fn add_address(&mut self, address: IpNet) -> Result<(), Failure> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address.addr());
+        message.header.prefix_len = address.prefix_len();
+        message.header.index = self.index;
+        // A tunnel has no neighbours that could have the same address.
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes.push(AddressAttribute::Local(address.addr()));
+        message.attributes.push(AddressAttribute::Address(address.addr()));
+        let message = RouteNetlinkMessage::NewAddress(message);
+        self.request(&format!("the address {address}"), message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    pub fn remove_address(&mut self, address: IpNet) -> Result<(), Failure> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address.addr());
+        message.header.prefix_len = address.prefix_len();
+        message.header.index = self.index;
+        message.attributes.push(AddressAttribute::Local(address.addr()));
+        let message = RouteNetlinkMessage::DelAddress(message);
+        self.request(&format!("removing the address {address}"), message, 0)
+    }
+
+    pub fn add_route(&mut self, net: IpNet) -> Result<(), Failure> {
+        let message = RouteNetlinkMessage::NewRoute(self.route(net));
+        self.request(&format!("the route to {net}"), message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    pub fn remove_route(&mut self, net: IpNet) -> Result<(), Failure> {
+        let message = RouteNetlinkMessage::DelRoute(self.route(net));
+        self.request(&format!("removing the route to {net}"), message, 0)
+    }
+
+    fn route(&self, net: IpNet) -> RouteMessage {
+        let net = net.trunc();
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(net.addr());
+        message.header.destination_prefix_length = net.prefix_len();
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.kind = RouteType::Unicast;
+        message.header.scope =
+            if net.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+        let destination = match net.addr() {
+            IpAddr::V4(v4) => RouteAddress::Inet(v4),
+            IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+        };
+        message.attributes.push(RouteAttribute::Destination(destination));
+        message.attributes.push(RouteAttribute::Oif(self.index));
+        message
+    }
+
+    /// Sends one request and reads its acknowledgement.
+    fn request(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), Failure> {
+        self.exchange(message, flags).map_err(|error| {
+            let doing = format!("{what} on the interface {}", self.name);
+            match error.raw_os_error() {
+                Some(libc::ENODEV) => Failure::new(
+                    Exit::Error,
+                    format!("{doing}: the interface is gone"),
+                    "somebody removed it: start again, and remove it with `millrace down`",
+                ),
+                Some(libc::EOPNOTSUPP | libc::EACCES) if what.contains(':') => Failure::new(
+                    Exit::NotSupported,
+                    format!("{doing}: {error}"),
+                    "IPv6 is off on this host: turn it on, or leave IPv6 out of the configuration",
+                ),
+                _ => Failure::from_io(&doing, &error),
+            }
+        })
+    }
+
+    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let mut request = NetlinkMessage::from(message);
+        self.sequence = self.sequence.wrapping_add(1);
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let (answer, _) = self.socket.recv_from_full()?;
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+                .map_err(|error| io::Error::other(format!("a netlink answer: {error}")))?;
+            if answer.header.sequence_number != self.sequence {
+                continue;
+            }
+            return match answer.payload {
+                NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+                _ => Ok(()),
+            };
+        }
+    }
+}
+
+/// Packets that wait in the TUN device while a worker is busy.
+const TX_QUEUE_LEN: u32 = 1000;
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
