@@ -47,9 +47,9 @@ impl Capture {
         let name = lab.interface_name();
         let file = lab.directory().join(format!("{name}.pcap"));
         let mut command = namespace.command("tcpdump");
-        // As root, because it would otherwise lose the right to write the file; 64 MiB of buffer;
-        // each packet is handed over and written at once.
-        command.args(["-i", "any", "-Z", "root", "-B", "65536", "--immediate-mode", "-U", "-n"]);
+        // As root, because it would otherwise lose the right to write the file. Without immediate mode,
+        // in which every packet takes a slot of the snapshot length: 64 MiB would hold 256 packets.
+        command.args(["-i", "any", "-Z", "root", "-B", "65536", "-U", "-n"]);
         command.arg("-w").arg(&file);
         let mut daemon = Daemon::start(lab.directory(), &format!("tcpdump-{name}"), command)?;
         daemon.wait_for_log("listening on", LIMIT)?;

@@ -220,12 +220,21 @@ fn echo(socket: &UdpSocket, bytes: &[u8]) -> Result<Option<u32>> {
     let mut buffer = vec![0; 65_536];
     for attempt in 1..=ECHO_TRIES {
         // The first packet that is too long for the path is refused with EMSGSIZE, at once or later.
-        if socket.send(bytes).is_err() {
+        if let Err(error) = socket.send(bytes) {
+            accept_too_long(error, bytes.len())?;
             continue;
         }
         let deadline = Instant::now() + ECHO_LIMIT;
         while Instant::now() < deadline {
-            let Ok(len) = socket.recv(&mut buffer) else { break };
+            let len = match socket.recv(&mut buffer) {
+                Ok(len) => len,
+                // The time limit of the socket: the echo is lost.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    accept_too_long(error, bytes.len())?;
+                    break;
+                }
+            };
             if len == bytes.len() {
                 if buffer[..len] == *bytes {
                     return Ok(Some(attempt));
@@ -236,6 +245,14 @@ fn echo(socket: &UdpSocket, bytes: &[u8]) -> Result<Option<u32>> {
         }
     }
     Ok(None)
+}
+
+/// The path MTU is learned by EMSGSIZE; every other refusal of the kernel is a finding.
+fn accept_too_long(error: io::Error, len: usize) -> Result<()> {
+    if error.raw_os_error() == Some(libc::EMSGSIZE) {
+        return Ok(());
+    }
+    Err(Error::system(format!("echo {len} bytes"))(error))
 }
 
 /// Sends at a steady rate until told to stop; returns how many.
