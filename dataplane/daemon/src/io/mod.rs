@@ -1,8 +1,13 @@
 //! The devices that a worker reads and writes. Everything below a batch of packets is here.
 
+pub mod ethtool;
 pub mod frame;
+pub mod lane;
+pub mod netlink;
+pub mod nexthop;
 mod ring;
 pub mod tun;
 pub mod udp;
 pub mod umem;
+pub mod xdp_port;
 pub mod xsk;

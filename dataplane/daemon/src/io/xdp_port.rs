@@ -1,0 +1,525 @@
+//! The device that AF_XDP works on: one thread attaches XDP, binds the queues, hands sockets to
+//! workers, and takes them back when the device goes down, changes or misbehaves.
+//!
+//! Nothing here is needed for traffic: while there are no AF_XDP sockets, or after this process is
+//! killed, every packet goes through the UDP sockets. So a failure is a reason in `status`, not an
+//! end, except where the configuration asked for what this device cannot do.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use millrace_config::config::{Receive, Transmit};
+use millrace_ebpf::error::LoadError;
+use millrace_ebpf::load::{Programs, XdpAttachment};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::ethtool;
+use super::lane::{LaneSocket, Mailbox, drain};
+use super::netlink::{Link, Monitor, Netlink, offers_zero_copy};
+use super::nexthop::{self, NextHops};
+use super::umem::chunk_len;
+use super::xsk::{self, Fault, Mode, XskError};
+
+/// Attached, it looks whether all is as it was: queues and program change without news.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// After a failure the next try waits for so long, unless the interface has news.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// A device that stopped working is not taken again at once.
+const REST: Duration = Duration::from_secs(1);
+/// Some drivers drop the carrier for a moment when XDP is attached or a queue is bound.
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
+/// News come in flocks; one look is enough for all of them.
+const NEWS_PAUSE: Duration = Duration::from_millis(50);
+/// Workers look at their mailboxes at every turn.
+const PICK_UP_TIMEOUT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(10);
+/// Queues that are bound at most: as many as the map of sockets has places.
+const QUEUES_MAX: u32 = millrace_ebpf::abi::QUEUES_MAX;
+
+/// What the configuration asks for.
+#[derive(Clone, Debug)]
+pub struct PortOptions {
+    /// The interface's name.
+    pub device: String,
+    pub receive: Receive,
+    pub transmit: Transmit,
+    /// Our UDP port.
+    pub port: u16,
+    pub fwmark: u32,
+}
+
+/// What runs on the device and why, for `status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortStatus {
+    pub device: String,
+    /// `xdp-zerocopy`, `xdp-copy` or `socket`.
+    pub receive: &'static str,
+    pub receive_reason: String,
+    /// Whether AF_XDP transmit runs.
+    pub transmit_zero_copy: bool,
+    pub transmit_reason: String,
+    /// Receive queues with a socket.
+    pub queues: u32,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Port {
+    status: Arc<Mutex<PortStatus>>,
+}
+
+impl Port {
+    /// Starts the thread. It ends with the process; `stop` makes it give the device back first.
+    pub fn start(
+        options: PortOptions,
+        programs: Arc<Programs>,
+        mailboxes: Vec<Arc<Mailbox>>,
+        hops: Arc<NextHops>,
+        wake: Arc<OwnedFd>,
+        stop: Arc<OwnedFd>,
+    ) -> io::Result<Self> {
+        let status = Arc::new(Mutex::new(PortStatus {
+            device: options.device.clone(),
+            receive: "socket",
+            receive_reason: "starting".into(),
+            transmit_reason: "starting".into(),
+            ..PortStatus::default()
+        }));
+        let keeper = Keeper {
+            netlink: Netlink::new()?,
+            monitor: Monitor::new()?,
+            options,
+            programs,
+            mailboxes,
+            hops,
+            wake,
+            stop,
+            status: Arc::clone(&status),
+            sender_demoted: None,
+            refused: None,
+        };
+        thread::Builder::new().name("port".into()).spawn(move || keeper.run())?;
+        Ok(Self { status })
+    }
+
+    pub fn status(&self) -> PortStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The thread's state.
+struct Keeper {
+    options: PortOptions,
+    netlink: Netlink,
+    monitor: Monitor,
+    programs: Arc<Programs>,
+    mailboxes: Vec<Arc<Mailbox>>,
+    hops: Arc<NextHops>,
+    wake: Arc<OwnedFd>,
+    stop: Arc<OwnedFd>,
+    status: Arc<Mutex<PortStatus>>,
+    /// Why AF_XDP transmit was given up until the link comes back.
+    sender_demoted: Option<String>,
+    /// The interface as it was when it refused for good: not worth another try until it changes.
+    refused: Option<Link>,
+}
+
+/// XDP is attached and workers have sockets.
+struct Attached {
+    _program: XdpAttachment,
+    link: Link,
+    queues: u32,
+    mode: Mode,
+    transmits: bool,
+}
+
+/// Why the device has no AF_XDP sockets now.
+enum Obstacle {
+    /// It may go away: try again.
+    Passing(String),
+    /// It lies in the device or the configuration: wait for news of the interface.
+    Lasting(String),
+}
+
+impl Obstacle {
+    fn of_attach(error: &LoadError) -> Self {
+        match error {
+            LoadError::DriverRefused { .. } | LoadError::NoNativeXdp { .. } => {
+                Self::Lasting(error.to_string())
+            }
+            _ => Self::Passing(error.to_string()),
+        }
+    }
+
+    fn of_bind(error: &XskError) -> Self {
+        match error {
+            XskError::Busy { .. } | XskError::Other { .. } => Self::Passing(error.to_string()),
+            // Trying costs the link its carrier on some drivers, so not without a change.
+            _ => Self::Lasting(error.to_string()),
+        }
+    }
+}
+
+/// What makes another try worthwhile when it changes. Not the carrier: trying itself moves it.
+#[derive(PartialEq, Eq)]
+struct Device<'a> {
+    index: u32,
+    name: &'a str,
+    mtu: u32,
+}
+
+impl<'a> Device<'a> {
+    fn of(link: &'a Link) -> Self {
+        Self { index: link.index, name: &link.name, mtu: link.mtu }
+    }
+}
+
+/// What ended a wait.
+enum Woken {
+    Stop,
+    Links,
+    Faults(Vec<Fault>),
+    TimeOut,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        loop {
+            let wait = match self.attach() {
+                Ok(mut attached) => {
+                    // At the end the workers close their sockets by ending.
+                    let Some(reason) = self.serve(&mut attached) else { return };
+                    self.release(attached);
+                    self.say_sockets(&reason);
+                    Some(REST)
+                }
+                Err(Obstacle::Passing(reason)) => {
+                    self.say_sockets(&reason);
+                    Some(RETRY_INTERVAL)
+                }
+                Err(Obstacle::Lasting(reason)) => {
+                    self.say_sockets(&reason);
+                    None
+                }
+            };
+            if !self.idle(wait) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a reason to try again. False when it is time to end.
+    fn idle(&mut self, wait: Option<Duration>) -> bool {
+        loop {
+            match self.wait(wait) {
+                Woken::Stop => return false,
+                Woken::TimeOut => return true,
+                Woken::Faults(_) => {}
+                Woken::Links => {
+                    let now = self.find_link().ok();
+                    let refused = self.refused.as_ref();
+                    if refused.is_none() || refused.map(Device::of) != now.as_ref().map(Device::of)
+                    {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+
+    /// From nothing to sockets in all workers' hands.
+    fn attach(&mut self) -> Result<Attached, Obstacle> {
+        let link = self.find_link()?;
+        self.refused = Some(link.clone());
+        let mode = self.choose_mode(&link)?;
+        let driver = ethtool::driver(&link.name);
+        let queues_before = ethtool::receive_queues(&link.name);
+        let program =
+            self.programs.attach_xdp(link.index).map_err(|error| Obstacle::of_attach(&error))?;
+        // Attaching may add queues; what arrives on one without a socket goes to the kernel.
+        let queues = ethtool::receive_queues(&link.name).min(QUEUES_MAX);
+        let chunk_len = chunk_len(&driver, link.mtu);
+        let sockets = xsk::bind_queues(link.index, queues, mode, chunk_len)
+            .map_err(|error| Obstacle::of_bind(&error))?;
+        // What is sent without a carrier is lost, so the workers get the sockets after this.
+        let link = self.wait_for_carrier(&link).ok_or_else(|| {
+            Obstacle::Passing(format!("{} lost its carrier when XDP was attached", link.name))
+        })?;
+        // Added queues were seen to receive but never to send.
+        let transmits = self.transmit_obstacle(mode).is_none();
+        let mut lanes: Vec<Vec<LaneSocket>> = self.mailboxes.iter().map(|_| Vec::new()).collect();
+        for (xsk, queue) in sockets.into_iter().zip(0..) {
+            self.programs
+                .xsks
+                .set(queue, xsk.as_fd())
+                .map_err(|error| Obstacle::Passing(error.to_string()))?;
+            let lane = queue as usize % lanes.len();
+            let transmit = transmits && queue < queues_before;
+            lanes[lane].push(LaneSocket { xsk, transmit });
+        }
+        for (mailbox, sockets) in self.mailboxes.iter().zip(lanes) {
+            mailbox.post(sockets);
+        }
+        self.refused = None;
+        let attached = Attached { _program: program, link, queues, mode, transmits };
+        self.say_attached(&attached, &driver, chunk_len);
+        Ok(attached)
+    }
+
+    fn find_link(&self) -> Result<Link, Obstacle> {
+        let device = &self.options.device;
+        let link = self
+            .netlink
+            .link_by_name(device)
+            .map_err(|error| Obstacle::Passing(format!("asking for {device} failed: {error}")))?;
+        match link {
+            None => Err(Obstacle::Lasting(format!(
+                "there is no interface {device}; `ip link` lists those that exist"
+            ))),
+            Some(link) if !link.is_ethernet => {
+                Err(Obstacle::Lasting(format!("{device} is no Ethernet interface")))
+            }
+            Some(link) if !link.is_up => Err(Obstacle::Lasting(format!("{device} is down"))),
+            Some(link) if !link.has_carrier => {
+                Err(Obstacle::Lasting(format!("{device} has no carrier")))
+            }
+            Some(link) => Ok(link),
+        }
+    }
+
+    /// `auto` attaches only where the driver offers zero-copy: on others XDP costs offloads.
+    fn choose_mode(&self, link: &Link) -> Result<Mode, Obstacle> {
+        let wants_zero_copy = match self.options.receive {
+            Receive::XdpCopy => return Ok(Mode::Copy),
+            Receive::XdpZerocopy => true,
+            Receive::Auto => false,
+            Receive::Socket => {
+                return Err(Obstacle::Lasting("the configuration says so".into()));
+            }
+        };
+        match offers_zero_copy(link.index) {
+            Some(true) => Ok(Mode::ZeroCopy),
+            // An older kernel does not tell; a bind will.
+            None if wants_zero_copy => Ok(Mode::ZeroCopy),
+            Some(false) | None => Err(Obstacle::Lasting(format!(
+                "the driver of {} offers no AF_XDP zero-copy, and without it sockets are faster",
+                link.name
+            ))),
+        }
+    }
+
+    /// Why AF_XDP transmit does not run; none if it does.
+    fn transmit_obstacle(&self, mode: Mode) -> Option<String> {
+        match self.options.transmit {
+            Transmit::Gso => Some("the configuration says so".into()),
+            _ if mode == Mode::Copy => Some("AF_XDP transmit pays only with zero-copy".into()),
+            _ => self.sender_demoted.clone(),
+        }
+    }
+
+    /// The interface with its carrier back; none if that takes too long.
+    fn wait_for_carrier(&self, link: &Link) -> Option<Link> {
+        let deadline = Instant::now() + CARRIER_TIMEOUT;
+        loop {
+            match self.netlink.link_by_index(link.index) {
+                Ok(Some(now)) if now.has_carrier => return Some(now),
+                Ok(Some(now)) if !now.is_up => return None,
+                _ if Instant::now() >= deadline => return None,
+                _ => thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    /// Keeps the port going. Returns why it cannot; none when it is time to end.
+    fn serve(&mut self, attached: &mut Attached) -> Option<String> {
+        loop {
+            match self.wait(Some(CHECK_INTERVAL)) {
+                Woken::Stop => return None,
+                Woken::Faults(faults) => {
+                    if let Some(reason) = self.judge(&faults, attached) {
+                        return Some(reason);
+                    }
+                    self.answer(attached);
+                }
+                woken => {
+                    if let Some(reason) = self.check(attached) {
+                        return Some(reason);
+                    }
+                    self.refresh(attached, matches!(woken, Woken::TimeOut));
+                }
+            }
+        }
+    }
+
+    /// A reason to give the sockets back and start anew.
+    fn judge(&mut self, faults: &[Fault], attached: &Attached) -> Option<String> {
+        let reason = match faults.first()? {
+            // Without a carrier nothing is completed; that is no fault of the device.
+            Fault::Stalled { .. } if self.wait_for_carrier(&attached.link).is_none() => {
+                format!("{} has no carrier", attached.link.name)
+            }
+            Fault::Stalled { outstanding } => {
+                let reason = format!(
+                    "the device did not complete {outstanding} frames within {} ms; sent by \
+                     socket until the link is back",
+                    xsk::STALL_TIMEOUT.as_millis()
+                );
+                self.sender_demoted = Some(reason.clone());
+                reason
+            }
+            Fault::Down { errno } => {
+                let error = io::Error::from_raw_os_error(*errno);
+                format!("{} does not take packets: {error}", attached.link.name)
+            }
+        };
+        Some(reason)
+    }
+
+    /// Whether the interface is still what the sockets were bound for.
+    fn check(&mut self, attached: &mut Attached) -> Option<String> {
+        let name = &attached.link.name;
+        let Ok(now) = self.netlink.link_by_index(attached.link.index) else { return None };
+        let Some(now) = now else { return Some(format!("{name} is gone")) };
+        if !now.is_up {
+            self.sender_demoted = None;
+            return Some(format!("{name} is down"));
+        }
+        if !now.has_carrier && self.wait_for_carrier(&now).is_none() {
+            self.sender_demoted = None;
+            return Some(format!("{name} has no carrier"));
+        }
+        if now.xdp_program != attached.link.xdp_program {
+            return Some(format!("somebody detached our XDP program from {name}"));
+        }
+        if now.mtu != attached.link.mtu || now.name != *name {
+            return Some(format!("{name} changed its name or MTU"));
+        }
+        let queues = ethtool::receive_queues(name).min(QUEUES_MAX);
+        if queues != attached.queues {
+            return Some(format!("{name} has {queues} receive queues, it had {}", attached.queues));
+        }
+        attached.link = now;
+        None
+    }
+
+    fn answer(&self, attached: &Attached) {
+        if attached.transmits {
+            self.log(self.hops.answer(&self.netlink, self.from(attached)));
+        }
+    }
+
+    fn refresh(&self, attached: &Attached, forget: bool) {
+        if attached.transmits {
+            self.log(self.hops.refresh(&self.netlink, self.from(attached), forget));
+        }
+    }
+
+    fn from<'a>(&self, attached: &'a Attached) -> nexthop::From<'a> {
+        let PortOptions { port, fwmark: mark, .. } = self.options;
+        nexthop::From { link: &attached.link, port, mark }
+    }
+
+    fn log(&self, result: io::Result<()>) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "asking the kernel for routes failed; packets go by socket");
+        }
+    }
+
+    /// Takes the sockets from the workers, then detaches XDP. Packets go to the UDP sockets.
+    fn release(&mut self, attached: Attached) {
+        for queue in 0..attached.queues {
+            // Already empty if the socket is closed.
+            let _ = self.programs.xsks.clear(queue);
+        }
+        self.hops.clear();
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Vec::new()));
+        let deadline = Instant::now() + PICK_UP_TIMEOUT;
+        while !self.mailboxes.iter().all(|mailbox| mailbox.is_settled())
+            && Instant::now() < deadline
+        {
+            thread::sleep(PAUSE);
+        }
+        drop(attached);
+    }
+
+    /// Sleeps until something happens. Questions of workers are answered by the caller.
+    fn wait(&self, wait: Option<Duration>) -> Woken {
+        let timeout = wait.map(|wait| Timespec {
+            tv_sec: wait.as_secs() as i64,
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        });
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.monitor.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+        ];
+        let count = poll(&mut fds, timeout.as_ref()).unwrap_or(1);
+        let seen = fds.map(|fd| !fd.revents().is_empty());
+        if seen[0] {
+            return Woken::Stop;
+        }
+        if seen[2] {
+            drain(&self.wake);
+            return Woken::Faults(self.mailboxes.iter().flat_map(|m| m.take_faults()).collect());
+        }
+        if seen[1] {
+            thread::sleep(NEWS_PAUSE);
+            self.monitor.take();
+            return Woken::Links;
+        }
+        if count == 0 { Woken::TimeOut } else { Woken::Links }
+    }
+
+    fn say_attached(&self, attached: &Attached, driver: &str, chunk_len: u32) {
+        let mut reason = match attached.mode {
+            Mode::ZeroCopy => "the driver confirmed zero-copy".to_owned(),
+            Mode::Copy => "the configuration says so".to_owned(),
+        };
+        let _ = write!(
+            reason,
+            ": {} queues of {} ({driver}), {chunk_len}-byte frames",
+            attached.queues, attached.link.name
+        );
+        let obstacle = self.transmit_obstacle(attached.mode);
+        let receive = match attached.mode {
+            Mode::ZeroCopy => "xdp-zerocopy",
+            Mode::Copy => "xdp-copy",
+        };
+        tracing::info!(device = attached.link.name, receive, reason, "AF_XDP runs");
+        self.say(PortStatus {
+            device: attached.link.name.clone(),
+            receive,
+            receive_reason: reason,
+            transmit_zero_copy: obstacle.is_none(),
+            transmit_reason: obstacle.unwrap_or_else(|| "the driver confirmed zero-copy".into()),
+            queues: attached.queues,
+        });
+    }
+
+    fn say_sockets(&self, reason: &str) {
+        let status = PortStatus {
+            device: self.options.device.clone(),
+            receive: "socket",
+            receive_reason: reason.to_owned(),
+            transmit_zero_copy: false,
+            transmit_reason: self.sender_demoted.clone().unwrap_or_else(|| reason.to_owned()),
+            queues: 0,
+        };
+        let is_asked_for = matches!(self.options.receive, Receive::XdpCopy | Receive::XdpZerocopy);
+        if self.say(status) && is_asked_for {
+            tracing::warn!(device = self.options.device, reason, "packets go by sockets");
+        }
+    }
+
+    /// True if it is something new.
+    fn say(&self, status: PortStatus) -> bool {
+        let mut known = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *known != status;
+        *known = status;
+        is_new
+    }
+}
