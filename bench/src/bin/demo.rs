@@ -210,7 +210,11 @@ fn cpu_time(tunnel: &mut Tunnel) -> Duration {
 fn status(tunnel: &Tunnel) -> Result<String> {
     let program = Implementation::Millrace.program()?.with_file_name("millrace");
     let line = format!("{} status {}", program.display(), tunnel.a.interface());
-    tunnel.a.namespace().exec(&line)
+    let status = tunnel.a.namespace().exec(&line)?;
+    if status.trim().is_empty() {
+        return Err(Error::Unexpected(format!("`{line}` printed nothing")));
+    }
+    Ok(status)
 }
 
 fn progress(arguments: &Arguments, what: &str) {
