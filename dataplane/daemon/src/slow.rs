@@ -2,16 +2,16 @@
 //! established session goes through it. Sleeps until a handshake, an event, a command or a
 //! deadline; an idle gateway does not wake.
 
-use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::{io, iter};
 
 use millrace_config::Exit;
 use millrace_config::uapi::{Errno, SetRequest};
 use millrace_wg::device::{Device, Output};
 use millrace_wg::time::Clock;
-use millrace_wg::{Drop, DropCounters};
+use millrace_wg::{Drop, DropCounters, Endpoint};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::clock;
@@ -19,7 +19,7 @@ use crate::control::{Command, ControlQueue, Refusal};
 use crate::device_uapi;
 use crate::facts::Facts;
 use crate::failure::Failure;
-use crate::io::udp::{Receiver, UdpSocket};
+use crate::io::udp::{self, Receiver, UdpSocket};
 use crate::queue::SlowQueue;
 use crate::state::TimestampFile;
 use crate::steering::Steering;
@@ -170,13 +170,24 @@ impl Slow {
         device_uapi::apply(&mut self.device, now(), change)
     }
 
+    /// Sends one datagram; from another of our addresses if that of the endpoint is gone.
+    fn send(&self, to: Endpoint, tos: u8, bytes: &[u8]) -> io::Result<()> {
+        match self.udp.send(&to, tos, bytes, bytes.len()) {
+            Err(error) if to.local.is_some() && udp::blames_source(&error) => {
+                let to = Endpoint { local: None, ifindex: 0, ..to };
+                self.udp.send(&to, tos, bytes, bytes.len())
+            }
+            result => result,
+        }
+    }
+
     /// Carries out what the device decided, in its order.
     fn drain(&mut self) {
         let workers = self.facts.worker_sockets.len();
         while let Some(output) = self.device.poll_output() {
             match output {
                 Output::Transmit { to, bytes, tos } => {
-                    if self.udp.send(&to, tos, &bytes, bytes.len()).is_err() {
+                    if self.send(to, tos, &bytes).is_err() {
                         // A handshake is tried again; a staged packet is lost as any datagram is.
                         self.drops.add(Drop::TxSocketError, 1);
                     }

@@ -375,10 +375,8 @@ fn send(context: &Context, udp: &UdpSocket, transmit: &Transmit<'_>, mut offset:
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Sent::Blocked(offset),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             // Our address of that packet is gone: let the kernel choose one, as for a new peer.
-            Err(error)
-                if error.raw_os_error() == Some(libc::EINVAL) && endpoint.local.is_some() =>
-            {
-                endpoint.local = None;
+            Err(error) if endpoint.local.is_some() && udp::blames_source(&error) => {
+                (endpoint.local, endpoint.ifindex) = (None, 0);
                 transmit.peer.roam(endpoint);
             }
             Err(error) if len > transmit.segment_len && is_gso_refusal(&error) => {

@@ -238,6 +238,15 @@ impl AsFd for UdpSocket {
     }
 }
 
+/// Whether a send may have failed because our address of the endpoint is gone. Which error the
+/// kernel gives depends on the routes that are left; without the source it is tried once more.
+pub fn blames_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH)
+    )
+}
+
 /// cmsghdr needs the alignment of a size_t.
 #[repr(align(8))]
 struct Aligned([u8; CONTROL_LEN]);
