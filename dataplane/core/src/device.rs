@@ -415,6 +415,9 @@ impl Device {
         };
         peer.jar.stamp(clock.now, response.as_mut_bytes());
         peer.shared.roam(source);
+        // Handshakes count as traffic, as in the kernel.
+        peer.shared.received.add(1, size_of::<Initiation>() as u64);
+        peer.shared.sent.add(1, size_of::<Response>() as u64);
         peer.zero_at = Some(clock.now + ZERO_KEYS_AFTER);
         let activity = &peer.shared.activity;
         activity.authenticated_at.set(clock.now);
@@ -449,6 +452,7 @@ impl Device {
             .ok_or(Drop::HsInvalid)?;
         peer.pending = None;
         peer.shared.roam(source);
+        peer.shared.received.add(1, size_of::<Response>() as u64);
         peer.handshake_done(clock.wall);
         peer.zero_at = Some(clock.now + ZERO_KEYS_AFTER);
         let activity = &peer.shared.activity;
@@ -551,6 +555,7 @@ impl Device {
         self.pending.insert(local_index, slot);
         if let Some(peer) = self.peer_mut(slot) {
             peer.jar.stamp(clock.now, message.as_mut_bytes());
+            peer.shared.sent.add(1, size_of::<Initiation>() as u64);
             peer.pending = Some(Pending { local_index, state });
         }
         self.outputs.extend(lease.map(Output::TimestampUsed));

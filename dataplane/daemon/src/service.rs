@@ -116,7 +116,7 @@ fn options(config: &Config) -> Result<Options, Failure> {
         listen_port: interface.listen_port,
         fwmark: interface.fwmark,
         cores: if cores.is_empty() { vec![0] } else { cores },
-        offload: config.offload.clone(),
+        offload: config.offload,
         mtu: interface.mtu.unwrap_or(MTU_DEFAULT),
         timestamps: Some(directory.join(format!("{}.timestamp", interface.name))),
         notes: config.notes.clone(),
