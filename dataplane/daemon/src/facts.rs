@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use millrace_wg::DropCounters;
 
 use crate::io::udp::UdpSocket;
+use crate::io::xdp_port::{Port, PortStatus};
 use crate::offload::Offloads;
 use crate::steering::Steering;
 
@@ -20,6 +21,8 @@ pub struct Facts {
     pub drops: Vec<Arc<DropCounters>>,
     pub worker_sockets: Vec<Arc<UdpSocket>>,
     pub notes: Vec<String>,
+    /// The AF_XDP port, or why there is none.
+    pub port: Result<Port, String>,
 }
 
 impl Facts {
@@ -32,10 +35,19 @@ impl Facts {
         let mut lines = Vec::new();
         let mut put = |key: &str, value: String| lines.push((key.to_owned(), value));
         put("version", env!("CARGO_PKG_VERSION").into());
-        put("receive", "socket".into());
-        put("receive_reason", "no device is given for AF_XDP".into());
-        put("transmit", if self.offloads.udp_gso.is_on() { "gso" } else { "socket" }.into());
-        put("transmit_reason", self.offloads.udp_gso.reason());
+        let port = match &self.port {
+            Ok(port) => port.status(),
+            Err(reason) => PortStatus::sockets(reason),
+        };
+        put("receive", port.receive.into());
+        put("receive_reason", port.receive_reason);
+        put("device", port.device);
+        put("queues", port.queues.to_string());
+        put("xdp_frames", format!("{} {}", port.frames[0], port.frames[1]));
+        let by_socket = if self.offloads.udp_gso.is_on() { "gso" } else { "socket" };
+        put("transmit", if port.transmit_zero_copy { "xdp-zerocopy" } else { by_socket }.into());
+        put("transmit_reason", port.transmit_reason);
+        put("gso_reason", self.offloads.udp_gso.reason());
         put("inner", "tun".into());
         put("aead", millrace_aead::backend_name().into());
         let cores: Vec<String> = self.cores.iter().map(usize::to_string).collect();

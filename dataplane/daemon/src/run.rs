@@ -1,11 +1,13 @@
 //! Puts a data plane together and starts its threads: sockets, TUN queues, steering, workers, and
 //! the slow thread last. What fails here fails before anything was changed that stays.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::thread::{self, JoinHandle};
 
+use millrace_config::config::Receive;
 use millrace_wg::device::{Device, DeviceConfig};
 use millrace_wg::timestamp::Tai64n;
 use millrace_wg::{DropCounters, Shared};
@@ -16,8 +18,11 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::control::{self, ControlHandle};
 use crate::facts::Facts;
 use crate::failure::Failure;
+use crate::io::lane::{Lane, Mailbox};
+use crate::io::nexthop::NextHops;
 use crate::io::tun::{TunOffloads, TunQueue};
 use crate::io::udp::{Receiver, UdpOptions, UdpSocket};
+use crate::io::xdp_port::{Port, PortOptions};
 use crate::offload::Offloads;
 use crate::privileges;
 use crate::queue::SlowQueue;
@@ -44,6 +49,7 @@ pub struct Options {
     pub timestamps: Option<PathBuf>,
     /// Lines for `status` about what the configuration asked for and did not get.
     pub notes: Vec<String>,
+    pub plane: millrace_config::config::Dataplane,
 }
 
 /// A running data plane.
@@ -102,7 +108,13 @@ impl Dataplane {
         };
         let device = Device::new(config, Arc::clone(&shared), Box::new(OsRng.unwrap_err()));
         let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
-        privileges::restrict(false);
+        let wants_af_xdp = options.plane.receive != Receive::Socket;
+        privileges::restrict(wants_af_xdp);
+        let (port_of_rings, mut lanes) = match start_port(&options, port, &steering, &stop) {
+            Ok((port, lanes)) => (Ok(port), lanes),
+            Err(reason) => (Err(reason), Vec::new()),
+        };
+        lanes.reverse();
         let mut workers = Vec::new();
         for (number, (tun, &core)) in queues.into_iter().zip(&options.cores).enumerate() {
             let context = Context {
@@ -112,7 +124,7 @@ impl Dataplane {
                 drops: Arc::clone(&drops[number]),
                 stop: Arc::clone(&stop),
             };
-            let worker = Worker::new(context, Arc::clone(&sockets[number]), tun);
+            let worker = Worker::new(context, Arc::clone(&sockets[number]), tun, lanes.pop());
             workers.push(spawn_worker(worker, number, core)?);
         }
         let facts = Facts {
@@ -124,6 +136,7 @@ impl Dataplane {
             drops: drops.clone(),
             worker_sockets: sockets,
             notes: options.notes,
+            port: port_of_rings,
         };
         let own_drops = Arc::clone(&drops[drops.len() - 1]);
         let slow = Slow {
@@ -164,6 +177,43 @@ impl Dataplane {
         }
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+}
+
+/// Starts the thread that runs AF_XDP, with a lane for each worker; or says why there is none.
+fn start_port(
+    options: &Options,
+    port: u16,
+    steering: &Steering,
+    stop: &Arc<OwnedFd>,
+) -> Result<(Port, Vec<Lane>), String> {
+    let plane = &options.plane;
+    if plane.receive == Receive::Socket {
+        return Err("the configuration says so".into());
+    }
+    let Steering::On(programs) = steering else {
+        return Err("the eBPF programs could not be loaded".into());
+    };
+    let start = || {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let hops = NextHops::new(Arc::clone(&wake));
+        let mailboxes = (0..options.cores.len())
+            .map(|_| Mailbox::new(Arc::clone(&wake)))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        let lanes = mailboxes
+            .iter()
+            .map(|mailbox| Lane::new(Arc::clone(mailbox), Arc::clone(&hops)))
+            .collect();
+        let options = PortOptions {
+            device: plane.device.first().cloned(),
+            receive: plane.receive,
+            transmit: plane.transmit,
+            port,
+            fwmark: options.fwmark,
+        };
+        let (programs, stop) = (Arc::clone(programs), Arc::clone(stop));
+        Ok((Port::start(options, programs, mailboxes, hops, wake, stop)?, lanes))
+    };
+    start().map_err(|error: std::io::Error| format!("starting AF_XDP failed: {error}"))
 }
 
 fn spawn_worker(worker: Worker, number: usize, core: usize) -> Result<JoinHandle<()>, Failure> {

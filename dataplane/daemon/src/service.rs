@@ -120,6 +120,7 @@ fn options(config: &Config) -> Result<Options, Failure> {
         mtu: interface.mtu.unwrap_or(MTU_DEFAULT),
         timestamps: Some(directory.join(format!("{}.timestamp", interface.name))),
         notes: config.notes.clone(),
+        plane: config.dataplane.clone(),
     })
 }
 

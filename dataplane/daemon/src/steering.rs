@@ -4,6 +4,7 @@
 //! packets of a session on one worker.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use millrace_ebpf::load::{LoadOptions, Programs};
 use millrace_ebpf::tables::{SocketFamily, SocketSlot};
@@ -13,7 +14,7 @@ use crate::io::udp::UdpSocket;
 
 /// The loaded programs, or why there are none.
 pub enum Steering {
-    On(Box<Programs>),
+    On(Arc<Programs>),
     Off(String),
 }
 
@@ -24,7 +25,7 @@ impl Steering {
         options.workers = workers as u32;
         options.sessions_max = sessions_max as u32;
         match Programs::load(options) {
-            Ok(programs) => Self::On(Box::new(programs)),
+            Ok(programs) => Self::On(Arc::new(programs)),
             Err(error) => Self::Off(error.to_string()),
         }
     }

@@ -3,7 +3,8 @@
 //!
 //! One turn:
 //! 1. *Receive* what the socket has, at most [`io::udp::MESSAGES`] messages: split runs into
-//!    datagrams, open them in batches, merge what fits, write to the TUN device.
+//!    datagrams, open them in batches, merge what fits, write to the TUN device. The same with a
+//!    batch of frames of each AF_XDP socket, if this worker has some.
 //! 2. *Transmit* what the TUN device has, at most [`TURN_FLUSHES`] batches: segment, seal, send.
 //! 3. If neither had anything, *wait* for both, without a time limit.
 //!
@@ -21,10 +22,12 @@ use millrace_wg::rx::{self, RxPacket};
 use millrace_wg::segment::Plan;
 use millrace_wg::tx::{Push, Transmit, TxBatch};
 use millrace_wg::vnet::VnetHdr;
-use millrace_wg::{Drop, DropCounters, Shared, Tables};
-use rustix::event::{PollFd, PollFlags, poll};
+use millrace_wg::{Drop, DropCounters, Instant, Shared, Tables};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::clock;
+use crate::io::frame::{self, Datagram};
+use crate::io::lane::{self, Lane};
 use crate::io::tun::{self, TunQueue};
 use crate::io::udp::{self, Receiver, UdpSocket};
 use crate::offload::Offloads;
@@ -34,6 +37,13 @@ use crate::queue::{Handshake, SlowQueue};
 const TURN_FLUSHES: usize = 4;
 /// Slices of one TUN write: the vnet header, the packet's headers, one payload a packet.
 const SLICES_MAX: usize = BATCH_PACKETS + 2;
+
+/// Descriptors that one wait looks at: socket, TUN, stop, mailbox, AF_XDP sockets.
+const POLL_MAX: usize = 4 + 64;
+/// A full transmit ring drains in less than this.
+const RING_FULL_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
+/// How often a worker that has nothing else to do looks whether its frames were sent.
+const SENDING_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// What a worker shares with the rest of the process.
 pub struct Context {
@@ -63,6 +73,8 @@ pub struct Worker {
     /// A super-packet that the TUN device refused, before it is cut.
     refused: Vec<u8>,
     outbound: Outbound,
+    /// Place for AF_XDP sockets, where a port runs.
+    lane: Option<Lane>,
 }
 
 /// The sending half's state between turns.
@@ -76,6 +88,8 @@ struct Outbound {
     sent: (usize, usize),
     /// The socket's buffer is full.
     blocked: bool,
+    /// The AF_XDP ring is full.
+    ring_full: bool,
 }
 
 /// How far a send came.
@@ -83,16 +97,19 @@ enum Sent {
     All,
     /// So many bytes of it; the rest must wait for the socket.
     Blocked(usize),
+    /// The same, for the AF_XDP ring.
+    RingFull(usize),
 }
 
 impl Worker {
-    pub fn new(context: Context, udp: Arc<UdpSocket>, tun: TunQueue) -> Self {
+    pub fn new(context: Context, udp: Arc<UdpSocket>, tun: TunQueue, lane: Option<Lane>) -> Self {
         let outbound = Outbound {
             batch: TxBatch::new(),
             packet: vec![0; tun::READ_LEN].into_boxed_slice(),
             partial: None,
             sent: (0, 0),
             blocked: false,
+            ring_full: false,
         };
         Self {
             context,
@@ -102,6 +119,7 @@ impl Worker {
             coalescer: Coalescer::new(),
             refused: Vec::with_capacity(tun::READ_LEN),
             outbound,
+            lane,
         }
     }
 
@@ -113,7 +131,7 @@ impl Worker {
     /// Runs until the stop descriptor becomes readable, or the TUN device is gone.
     pub fn run(mut self) -> End {
         loop {
-            let received = self.receive();
+            let received = self.receive() | self.receive_frames();
             let transmitted = self.transmit();
             if !received
                 && !transmitted
@@ -157,17 +175,52 @@ impl Worker {
         true
     }
 
+    /// Step 1 for AF_XDP sockets: a batch of each. Frames go back to the device after the write.
+    fn receive_frames(&mut self) -> bool {
+        let Self { context, udp, tun, coalescer, refused, lane, .. } = self;
+        let Some(lane) = lane else { return false };
+        lane.pick_up(|frame| resend(context, udp, frame));
+        let mut any = false;
+        let (counter, receivers) = lane.receivers();
+        for xsk in receivers {
+            let ifindex = xsk.place().ifindex;
+            let mut batch = xsk.receive();
+            if batch.is_empty() {
+                continue;
+            }
+            any = true;
+            counter.count_received(batch.len() as u64);
+            let tables = context.shared.tables.load();
+            let mut inner_path = InnerPath { context, tun, coalescer, refused, tables: &tables };
+            let mut packets: ArrayVec<RxPacket<'_>, BATCH_PACKETS> = ArrayVec::new();
+            for frame in batch.frames() {
+                let Some(Datagram { payload, source, ecn }) = frame::parse(frame, ifindex) else {
+                    context.drops.add(Drop::RxFrameInvalid, 1);
+                    continue;
+                };
+                if payload.first() == Some(&4) {
+                    packets.push(RxPacket { datagram: payload, source, ecn });
+                } else {
+                    not_data(context, source, payload);
+                }
+            }
+            inner_path.deliver(&mut packets);
+        }
+        any
+    }
+
     /// Step 2. True if there was anything to do, and it could be done.
     fn transmit(&mut self) -> bool {
-        let Self { context, udp, tun, outbound, .. } = self;
-        if !outbound.go_on(context, udp) {
+        let Self { context, udp, tun, outbound, lane, .. } = self;
+        let mut out = Out { context, udp, lane: lane.as_mut() };
+        if !outbound.go_on(&mut out) {
             return false;
         }
         let mut any = false;
         for _ in 0..TURN_FLUSHES {
             let more = outbound.fill(context, tun);
             any |= more || !outbound.batch.is_empty();
-            if !outbound.flush(context, udp) || !more {
+            if !outbound.flush(&mut out) || !more {
                 break;
             }
         }
@@ -176,26 +229,45 @@ impl Worker {
 
     /// Step 3.
     fn wait(&mut self) -> Option<End> {
-        // While the socket is full, the TUN device is not worth waking up for.
-        let (udp_flags, tun_flags) = if self.outbound.blocked {
-            (PollFlags::IN | PollFlags::OUT, PollFlags::empty())
-        } else {
-            (PollFlags::IN, PollFlags::IN)
+        // While the socket or the ring is full, the TUN device is not worth waking up for.
+        let (udp_flags, tun_flags) = match (self.outbound.blocked, self.outbound.ring_full) {
+            (true, _) => (PollFlags::IN | PollFlags::OUT, PollFlags::empty()),
+            (false, true) => (PollFlags::IN, PollFlags::empty()),
+            (false, false) => (PollFlags::IN, PollFlags::IN),
         };
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.udp.as_fd(), udp_flags),
-            PollFd::from_borrowed_fd(self.tun.as_fd(), tun_flags),
-            PollFd::from_borrowed_fd(self.context.stop.as_fd(), PollFlags::IN),
-        ];
+        // Nothing tells when a frame was sent, so a sender looks from time to time.
+        let sending = self.lane.as_mut().is_some_and(|lane| lane.watch(clock::now()));
+        let timeout = match (self.outbound.ring_full, sending) {
+            (true, _) => Some(RING_FULL_PAUSE),
+            (false, true) => Some(SENDING_PAUSE),
+            (false, false) => None,
+        };
+        let mut fds: ArrayVec<PollFd<'_>, POLL_MAX> = ArrayVec::new();
+        fds.push(PollFd::from_borrowed_fd(self.udp.as_fd(), udp_flags));
+        fds.push(PollFd::from_borrowed_fd(self.tun.as_fd(), tun_flags));
+        fds.push(PollFd::from_borrowed_fd(self.context.stop.as_fd(), PollFlags::IN));
+        if let Some(lane) = &self.lane {
+            fds.push(PollFd::from_borrowed_fd(lane.mailbox_fd(), PollFlags::IN));
+            let sockets = lane.sockets().take(POLL_MAX - fds.len());
+            fds.extend(sockets.map(|xsk| PollFd::from_borrowed_fd(xsk.as_fd(), PollFlags::IN)));
+        }
         // Interrupted is as good as woken: the next turn looks at everything.
-        let _ = poll(&mut fds, None);
-        if self.outbound.blocked && fds[0].revents().contains(PollFlags::OUT) {
+        let _ = poll(&mut fds, timeout.as_ref());
+        let is_broken = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP);
+        let writable = fds[0].revents().contains(PollFlags::OUT);
+        let (tun_gone, stopped) = (is_broken(&fds[1]), !fds[2].revents().is_empty());
+        let lane_broken = fds.iter().skip(4).any(is_broken);
+        drop(fds);
+        if writable {
             self.outbound.blocked = false;
         }
-        if fds[1].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
+        if lane_broken && let Some(lane) = &mut self.lane {
+            lane.give_up();
+        }
+        if tun_gone {
             return Some(End::TunGone);
         }
-        (!fds[2].revents().is_empty()).then_some(End::Stopped)
+        stopped.then_some(End::Stopped)
     }
 }
 
@@ -302,9 +374,9 @@ fn is_refusal(error: &std::io::Error) -> bool {
 }
 
 impl Outbound {
-    /// Finishes what the socket stopped. False if it is still full.
-    fn go_on(&mut self, context: &Context, udp: &UdpSocket) -> bool {
-        !self.blocked && (self.batch.is_empty() || self.flush(context, udp))
+    /// Finishes what the socket or the ring stopped. False if it is still full.
+    fn go_on(&mut self, out: &mut Out<'_>) -> bool {
+        !self.blocked && (self.batch.is_empty() || self.flush(out))
     }
 
     /// Reads the TUN device until the batch is full or the device empty. True if the batch is full:
@@ -338,7 +410,8 @@ impl Outbound {
     }
 
     /// Seals the batch if that is still to do, and sends it. False if the socket became full.
-    fn flush(&mut self, context: &Context, udp: &UdpSocket) -> bool {
+    fn flush(&mut self, out: &mut Out<'_>) -> bool {
+        let context = out.context;
         if self.batch.is_empty() {
             return true;
         }
@@ -346,24 +419,74 @@ impl Outbound {
             let mut events = |event| context.slow.push_event(event, &context.drops);
             self.batch.seal(clock::now(), &context.drops, &mut events);
         }
+        let now = clock::now();
         let (first, mut offset) = self.sent;
+        self.ring_full = false;
         for (number, transmit) in self.batch.transmits().enumerate().skip(first) {
-            match send(context, udp, &transmit, offset) {
-                Sent::All => offset = 0,
-                Sent::Blocked(bytes) => {
-                    self.sent = (number, bytes);
-                    self.blocked = true;
-                    return false;
+            let bytes = match out.send(&transmit, offset, now) {
+                Sent::All => {
+                    offset = 0;
+                    continue;
                 }
-            }
+                Sent::Blocked(bytes) => {
+                    self.blocked = true;
+                    bytes
+                }
+                Sent::RingFull(bytes) => {
+                    self.ring_full = true;
+                    bytes
+                }
+            };
+            self.sent = (number, bytes);
+            out.flush_ring(now);
+            return false;
         }
+        out.flush_ring(now);
         self.batch.clear();
         self.sent = (0, 0);
         true
     }
 }
 
-/// Sends `transmit` from byte `offset` on, in as few calls as the offloads in use allow.
+/// Ways out for sealed packets.
+struct Out<'w> {
+    context: &'w Context,
+    udp: &'w UdpSocket,
+    lane: Option<&'w mut Lane>,
+}
+
+impl Out<'_> {
+    /// Sends `transmit` from byte `offset` on: into a ring, or by socket where the lane cannot.
+    fn send(&mut self, transmit: &Transmit<'_>, offset: usize, now: Instant) -> Sent {
+        if let Some(lane) = &mut self.lane {
+            match lane.send(transmit, offset, now) {
+                lane::Sent::All => return Sent::All,
+                lane::Sent::Full(bytes) => return Sent::RingFull(bytes),
+                lane::Sent::Elsewhere => {}
+            }
+        }
+        send(self.context, self.udp, transmit, offset)
+    }
+
+    fn flush_ring(&mut self, now: Instant) {
+        if let Some(lane) = &mut self.lane {
+            lane.flush(now);
+        }
+    }
+}
+
+/// Sends a frame that a device never completed by socket.
+fn resend(context: &Context, udp: &UdpSocket, frame: &mut [u8]) {
+    let sent = frame::reread(frame).is_some_and(|(endpoint, tos, payload)| {
+        let len = payload.len();
+        udp.send(&endpoint, tos, payload, len).is_ok()
+    });
+    if !sent {
+        context.drops.add(Drop::TxSocketError, 1);
+    }
+}
+
+/// Sends `transmit` by socket from byte `offset` on, in as few calls as the offloads in use allow.
 fn send(context: &Context, udp: &UdpSocket, transmit: &Transmit<'_>, mut offset: usize) -> Sent {
     let gso = &context.offloads.udp_gso;
     let mut endpoint = transmit.endpoint;

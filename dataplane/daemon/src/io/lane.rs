@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use millrace_wg::Instant;
@@ -33,8 +33,8 @@ pub struct Mailbox {
     faults: Mutex<Vec<Fault>>,
     /// Wakes the port's thread; all workers share it.
     wake_port: Arc<OwnedFd>,
-    /// Sockets that the worker has now.
-    in_use: AtomicU32,
+    /// Frames that came and went through the worker's sockets.
+    frames: [AtomicU64; 2],
 }
 
 impl Mailbox {
@@ -46,7 +46,7 @@ impl Mailbox {
             wake_worker: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             faults: Mutex::new(Vec::new()),
             wake_port,
-            in_use: AtomicU32::new(0),
+            frames: Default::default(),
         }))
     }
 
@@ -68,8 +68,14 @@ impl Mailbox {
         std::mem::take(&mut *lock(&self.faults))
     }
 
-    pub fn in_use(&self) -> u32 {
-        self.in_use.load(Ordering::Relaxed)
+    /// Frames that were received and that were put into transmit rings, since the start.
+    pub fn frames(&self) -> [u64; 2] {
+        [&self.frames[0], &self.frames[1]].map(|frames| frames.load(Ordering::Relaxed))
+    }
+
+    /// The worker received so many frames.
+    pub fn count_received(&self, frames: u64) {
+        self.frames[0].fetch_add(frames, Ordering::Relaxed);
     }
 
     fn report(&self, fault: Fault) {
@@ -118,7 +124,6 @@ impl Lane {
         }
         // Closes the old ones first: their queues must be free for the new ones.
         self.sockets = sockets;
-        self.mailbox.in_use.store(self.sockets.len() as u32, Ordering::Relaxed);
         self.mailbox.is_posted.store(false, Ordering::Release);
         signal(&self.mailbox.wake_port);
     }
@@ -133,12 +138,12 @@ impl Lane {
         self.sockets.iter().map(|socket| &socket.xsk)
     }
 
-    /// Every socket once, to receive from; another one first each time.
-    pub fn receivers(&mut self) -> impl Iterator<Item = &mut Xsk> {
+    /// Every socket once, to receive from, another one first each time; and where to count.
+    pub fn receivers(&mut self) -> (&Mailbox, impl Iterator<Item = &mut Xsk>) {
         self.turn = (self.turn + 1) % self.sockets.len().max(1);
         let first = self.turn.min(self.sockets.len());
         let (before, after) = self.sockets.split_at_mut(first);
-        after.iter_mut().chain(before).map(|socket| &mut socket.xsk)
+        (&self.mailbox, after.iter_mut().chain(before).map(|socket| &mut socket.xsk))
     }
 
     /// Puts `transmit` into a ring, from byte `offset` on.
@@ -150,8 +155,8 @@ impl Lane {
         if hop.template.packet_len(transmit.segment_len) > hop.mtu {
             return Sent::Elsewhere;
         }
-        let mut room = socket.xsk.send_room(now);
-        let mut at = offset;
+        let (mut room, mut at) = (socket.xsk.send_room(now), offset);
+        let room_before = room;
         for segment in transmit.bytes[offset..].chunks(transmit.segment_len) {
             let len = hop.template.header_len() + segment.len();
             let id = self.id;
@@ -163,6 +168,7 @@ impl Lane {
             room -= 1;
             at += segment.len();
         }
+        self.mailbox.frames[1].fetch_add(u64::from(room_before - room), Ordering::Relaxed);
         if at == transmit.bytes.len() { Sent::All } else { Sent::Full(at) }
     }
 

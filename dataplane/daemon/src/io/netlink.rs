@@ -81,6 +81,17 @@ impl Netlink {
         self.link(request)
     }
 
+    /// The interface of the default route, IPv4's before IPv6's.
+    pub fn default_link(&self) -> io::Result<Option<Link>> {
+        // Nothing is sent there: addresses that only a default route leads to.
+        for far in [IpAddr::from([192, 88, 99, 1]), IpAddr::from([0x2000, 0, 0, 0, 0, 0, 0, 1])] {
+            if let Some(route) = self.route(far, None, 0)? {
+                return self.link_by_index(route.ifindex);
+            }
+        }
+        Ok(None)
+    }
+
     fn link(&self, request: LinkMessage) -> io::Result<Option<Link>> {
         match self.ask(RouteNetlinkMessage::GetLink(request), 0) {
             Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(Some(read_link(&link))),

@@ -11,7 +11,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use crossbeam::queue::ArrayQueue;
@@ -21,8 +20,6 @@ use super::frame::{Hop, Template};
 use super::lane::signal;
 use super::netlink::{Link, Netlink};
 
-/// Entries are looked at again after this: neighbours go stale without news that concern us.
-pub const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
 /// Questions that wait for the port's thread; further ones are asked again by the next packet.
 const QUESTIONS_MAX: usize = 256;
 /// Endpoints with an entry; the packets of further ones go by socket.
@@ -91,11 +88,6 @@ impl NextHops {
                 None
             }
         }
-    }
-
-    /// Whether entries are there that must be looked at every [`REFRESH_INTERVAL`].
-    pub fn is_empty(&self) -> bool {
-        self.table.load().is_empty() && self.questions.is_empty()
     }
 
     /// Answers what was asked since the last call. Asks for neighbours that are not known.

@@ -43,8 +43,8 @@ const QUEUES_MAX: u32 = millrace_ebpf::abi::QUEUES_MAX;
 /// What the configuration asks for.
 #[derive(Clone, Debug)]
 pub struct PortOptions {
-    /// The interface's name.
-    pub device: String,
+    /// The interface's name; none: that of the default route.
+    pub device: Option<String>,
     pub receive: Receive,
     pub transmit: Transmit,
     /// Our UDP port.
@@ -64,12 +64,27 @@ pub struct PortStatus {
     pub transmit_reason: String,
     /// Receive queues with a socket.
     pub queues: u32,
+    /// Frames through AF_XDP since the start: received, sent.
+    pub frames: [u64; 2],
+}
+
+impl PortStatus {
+    /// Sockets both ways, for one reason.
+    pub fn sockets(reason: &str) -> Self {
+        Self {
+            receive: "socket",
+            receive_reason: reason.to_owned(),
+            transmit_reason: reason.to_owned(),
+            ..Self::default()
+        }
+    }
 }
 
 /// The running thread.
 #[derive(Debug)]
 pub struct Port {
     status: Arc<Mutex<PortStatus>>,
+    mailboxes: Vec<Arc<Mailbox>>,
 }
 
 impl Port {
@@ -82,13 +97,8 @@ impl Port {
         wake: Arc<OwnedFd>,
         stop: Arc<OwnedFd>,
     ) -> io::Result<Self> {
-        let status = Arc::new(Mutex::new(PortStatus {
-            device: options.device.clone(),
-            receive: "socket",
-            receive_reason: "starting".into(),
-            transmit_reason: "starting".into(),
-            ..PortStatus::default()
-        }));
+        let status = Arc::new(Mutex::new(PortStatus::sockets("starting")));
+        let port = Self { status: Arc::clone(&status), mailboxes: mailboxes.clone() };
         let keeper = Keeper {
             netlink: Netlink::new()?,
             monitor: Monitor::new()?,
@@ -98,16 +108,22 @@ impl Port {
             hops,
             wake,
             stop,
-            status: Arc::clone(&status),
+            status,
             sender_demoted: None,
             refused: None,
         };
         thread::Builder::new().name("port".into()).spawn(move || keeper.run())?;
-        Ok(Self { status })
+        Ok(port)
     }
 
     pub fn status(&self) -> PortStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for mailbox in &self.mailboxes {
+            let [received, sent] = mailbox.frames();
+            status.frames[0] += received;
+            status.frames[1] += sent;
+        }
+        status
     }
 }
 
@@ -182,6 +198,8 @@ impl<'a> Device<'a> {
 enum Woken {
     Stop,
     Links,
+    /// News of routes, neighbours or addresses.
+    Paths,
     Faults(Vec<Fault>),
     TimeOut,
 }
@@ -218,7 +236,7 @@ impl Keeper {
             match self.wait(wait) {
                 Woken::Stop => return false,
                 Woken::TimeOut => return true,
-                Woken::Faults(_) => {}
+                Woken::Faults(_) | Woken::Paths => {}
                 Woken::Links => {
                     let now = self.find_link().ok();
                     let refused = self.refused.as_ref();
@@ -271,12 +289,13 @@ impl Keeper {
     }
 
     fn find_link(&self) -> Result<Link, Obstacle> {
-        let device = &self.options.device;
-        let link = self
-            .netlink
-            .link_by_name(device)
-            .map_err(|error| Obstacle::Passing(format!("asking for {device} failed: {error}")))?;
-        match link {
+        let failed = |error| Obstacle::Passing(format!("asking for the interface failed: {error}"));
+        let link = match &self.options.device {
+            Some(device) => self.netlink.link_by_name(device),
+            None => self.netlink.default_link(),
+        };
+        let device = self.options.device.as_deref().unwrap_or("the default route's interface");
+        match link.map_err(failed)? {
             None => Err(Obstacle::Lasting(format!(
                 "there is no interface {device}; `ip link` lists those that exist"
             ))),
@@ -336,21 +355,29 @@ impl Keeper {
 
     /// Keeps the port going. Returns why it cannot; none when it is time to end.
     fn serve(&mut self, attached: &mut Attached) -> Option<String> {
+        let mut next_check = Instant::now() + CHECK_INTERVAL;
         loop {
-            match self.wait(Some(CHECK_INTERVAL)) {
+            let woken = self.wait(Some(next_check.saturating_duration_since(Instant::now())));
+            match woken {
                 Woken::Stop => return None,
-                Woken::Faults(faults) => {
-                    if let Some(reason) = self.judge(&faults, attached) {
+                Woken::Faults(ref faults) => {
+                    if let Some(reason) = self.judge(faults, attached) {
                         return Some(reason);
                     }
                     self.answer(attached);
                 }
-                woken => {
-                    if let Some(reason) = self.check(attached) {
-                        return Some(reason);
-                    }
-                    self.refresh(attached, matches!(woken, Woken::TimeOut));
-                }
+                Woken::Links | Woken::Paths => self.refresh(attached, false),
+                Woken::TimeOut => {}
+            }
+            let is_due = Instant::now() >= next_check;
+            if (is_due || matches!(woken, Woken::Links))
+                && let Some(reason) = self.check(attached)
+            {
+                return Some(reason);
+            }
+            if is_due {
+                self.refresh(attached, true);
+                next_check = Instant::now() + CHECK_INTERVAL;
             }
         }
     }
@@ -468,8 +495,8 @@ impl Keeper {
         }
         if seen[1] {
             thread::sleep(NEWS_PAUSE);
-            self.monitor.take();
-            return Woken::Links;
+            let news = self.monitor.take();
+            return if news.links { Woken::Links } else { Woken::Paths };
         }
         if count == 0 { Woken::TimeOut } else { Woken::Links }
     }
@@ -497,21 +524,22 @@ impl Keeper {
             transmit_zero_copy: obstacle.is_none(),
             transmit_reason: obstacle.unwrap_or_else(|| "the driver confirmed zero-copy".into()),
             queues: attached.queues,
+            frames: [0; 2],
         });
     }
 
     fn say_sockets(&self, reason: &str) {
         let status = PortStatus {
-            device: self.options.device.clone(),
+            device: self.options.device.clone().unwrap_or_default(),
             receive: "socket",
             receive_reason: reason.to_owned(),
             transmit_zero_copy: false,
             transmit_reason: self.sender_demoted.clone().unwrap_or_else(|| reason.to_owned()),
-            queues: 0,
+            ..PortStatus::default()
         };
         let is_asked_for = matches!(self.options.receive, Receive::XdpCopy | Receive::XdpZerocopy);
         if self.say(status) && is_asked_for {
-            tracing::warn!(device = self.options.device, reason, "packets go by sockets");
+            tracing::error!(device = self.options.device, reason, "packets go by sockets");
         }
     }
 

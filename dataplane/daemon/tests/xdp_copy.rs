@@ -1,0 +1,203 @@
+//! The whole data plane with AF_XDP receive in copy mode over veth: that it carries everything,
+//! that it gives the device back, and that it says what runs. Functional only: XDP on a veth costs
+//! the other end its offloads, and nothing here says anything about speed.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use common::{World, subject};
+use millrace_ebpf::load::{LoadOptions, Programs};
+use millrace_lab::{
+    Gateway, Implementation, Lab, Namespace, Site, SiteOptions, TunnelOptions, iperf::Iperf,
+    ping::Ping, wait_for,
+};
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+fn options(receive: &str) -> TunnelOptions {
+    let toml = format!("[dataplane]\nreceive = \"{receive}\"\ndevice = [\"wan\"]\n");
+    TunnelOptions { toml, ..TunnelOptions::default() }
+}
+
+/// The value of one `mr_` line of the status.
+fn fact(gateway: &Gateway, key: &str) -> Option<String> {
+    let path = format!("/run/wireguard/{}.sock", gateway.interface());
+    let mut socket = UnixStream::connect(path).ok()?;
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket.write_all(b"get=1\n\n").ok()?;
+    socket.shutdown(std::net::Shutdown::Write).ok()?;
+    let mut text = String::new();
+    socket.read_to_string(&mut text).ok()?;
+    let prefix = format!("mr_{key}=");
+    text.lines().find_map(|line| line.strip_prefix(&prefix).map(str::to_owned))
+}
+
+fn wait_for_receive(gateway: &Gateway, wanted: &str) -> String {
+    let seen = || (fact(gateway, "receive")? == wanted).then(|| fact(gateway, "receive_reason"));
+    match wait_for(format!("receive = {wanted}"), LIMIT, seen) {
+        Ok(reason) => reason.unwrap(),
+        Err(error) => panic!("{error}; now {:?}", fact(gateway, "receive_reason")),
+    }
+}
+
+/// Frames that came through AF_XDP.
+fn frames(gateway: &Gateway) -> u64 {
+    let text = fact(gateway, "xdp_frames").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Whether an XDP program is on the gateway's outside interface.
+fn has_xdp(gateway: &Namespace) -> bool {
+    gateway.exec("ip link show dev wan").unwrap().contains("xdp")
+}
+
+#[test]
+fn everything_is_carried_over_both_families() {
+    for outer_v6 in [false, true] {
+        let pair = [subject(), Implementation::WireguardGo];
+        let world = World::new(pair, &TunnelOptions { outer_v6, ..options("xdp-copy") });
+        let reason = wait_for_receive(&world.tunnel.a, "xdp-copy");
+        assert!(reason.contains("1 queues of wan (veth)"), "{reason}");
+        assert!(has_xdp(&world.site.a.gateway));
+        world.connect();
+        let (a, b) = (&world.site.a, &world.site.b);
+        for inner_v6 in [false, true] {
+            world.every_length(a, b, inner_v6);
+            world.every_length(b, a, inner_v6);
+        }
+        // Twice 1,501 requests of B, twice 1,501 answers, for two families.
+        assert!(frames(&world.tunnel.a) > 6000, "{}", frames(&world.tunnel.a));
+        world.finish();
+    }
+}
+
+#[test]
+fn bulk_runs_both_ways() {
+    let pair = [subject(), subject()];
+    let world = World::new(pair, &options("xdp-copy"));
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    wait_for_receive(&world.tunnel.b, "xdp-copy");
+    world.connect();
+    let (a, b) = (&world.site.a, &world.site.b);
+    for reverse in [false, true] {
+        let iperf = Iperf { seconds: 1, streams: 2, reverse, ..Iperf::default() };
+        let report = iperf.run(world.lab.directory(), &b.host, b.host_v4, &a.host).unwrap();
+        assert!(report.bytes > 1 << 20, "{report:?}");
+    }
+    assert!(frames(&world.tunnel.a) > 500 && frames(&world.tunnel.b) > 500);
+    drop(world.tunnel);
+}
+
+#[test]
+fn killed_it_leaves_the_link_clean_and_the_host_reachable() {
+    let mut world = World::new([subject(), Implementation::WireguardGo], &options("xdp-copy"));
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    world.connect();
+    world.tunnel.a.daemon().signal(libc::SIGKILL);
+    let gateway = world.site.a.gateway.clone();
+    wait_for("XDP to be gone", LIMIT, || (!has_xdp(&gateway)).then_some(())).unwrap();
+    let reached = Ping { count: 3, ..Ping::default() }.run(&world.site.router, world.site.a.wan_v4);
+    assert!(reached.unwrap().complete());
+    // And it can take the device again at once.
+    world.tunnel.a.restart().unwrap();
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    world.connect();
+    world.ping(&world.site.b, &world.site.a, 5);
+    assert!(frames(&world.tunnel.a) > 0);
+    world.finish();
+}
+
+#[test]
+fn a_link_that_was_down_is_taken_again() {
+    let world = World::new([subject(), Implementation::WireguardGo], &options("xdp-copy"));
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    world.connect();
+    let side = &world.site.a;
+    side.gateway.ip(["link set wan down"]).unwrap();
+    assert_eq!(wait_for_receive(&world.tunnel.a, "socket"), "wan is down");
+    assert!(!has_xdp(&side.gateway));
+    side.gateway
+        .ip([
+            "link set wan up".to_owned(),
+            // What the kernel forgot when the link went down.
+            format!("route replace default via {}", side.router_v4),
+        ])
+        .unwrap();
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    let before = frames(&world.tunnel.a);
+    let reached =
+        || Ping { count: 1, ..Ping::default() }.run(&side.host, world.site.b.host_v4).ok();
+    wait_for("the tunnel", LIMIT, || reached().filter(|report| report.complete())).unwrap();
+    assert!(frames(&world.tunnel.a) > before);
+}
+
+#[test]
+fn a_lost_carrier_means_sockets_until_it_is_back() {
+    let world = World::new([subject(), Implementation::WireguardGo], &options("xdp-copy"));
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    world.site.router.ip(["link set wan-a down"]).unwrap();
+    assert_eq!(wait_for_receive(&world.tunnel.a, "socket"), "wan has no carrier");
+    world.site.router.ip(["link set wan-a up"]).unwrap();
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+}
+
+#[test]
+fn traffic_goes_on_by_socket_when_the_program_is_detached() {
+    let world = World::new([subject(), Implementation::WireguardGo], &options("xdp-copy"));
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    world.connect();
+    let gateway = &world.site.a.gateway;
+    let links = gateway.exec("bpftool link show").unwrap();
+    let number = links
+        .lines()
+        .filter_map(|line| line.split_once(": xdp").map(|(number, _)| number.to_owned()))
+        .next_back();
+    let number = number.unwrap_or_else(|| panic!("no XDP link in {links}"));
+    gateway.exec(&format!("bpftool link detach id {number}")).unwrap();
+    assert!(!has_xdp(gateway));
+    world.ping(&world.site.a, &world.site.b, 3);
+    // The next look notices, and takes the device again.
+    wait_for("XDP to be back", LIMIT, || has_xdp(gateway).then_some(())).unwrap();
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    world.finish();
+}
+
+#[test]
+fn somebody_elses_program_is_left_alone() {
+    let lab = Lab::new().unwrap();
+    let site = Site::new(&lab, &SiteOptions::default()).unwrap();
+    let programs = Programs::load(LoadOptions::new(9)).unwrap();
+    let attached = site.a.gateway.run(|| {
+        // SAFETY: a terminated string that outlives the call.
+        let index = unsafe { libc::if_nametoindex(c"wan".as_ptr()) };
+        programs.attach_xdp(index).unwrap()
+    });
+    let pair = [subject(), Implementation::WireguardGo];
+    let tunnel = millrace_lab::Tunnel::start(&lab, &site, pair, &options("xdp-copy")).unwrap();
+    let seen = || fact(&tunnel.a, "receive_reason").filter(|reason| reason.contains("already"));
+    let reason = wait_for("the refusal", LIMIT, seen).unwrap();
+    // Its name only a process with CAP_SYS_ADMIN may ask for; the number leads to it.
+    assert!(reason.contains("(id "), "{reason}");
+    assert!(reason.contains("bpftool net"), "{reason}");
+    assert_eq!(fact(&tunnel.a, "receive").unwrap(), "socket");
+    millrace_lab::tunnel::connect(&site.a, &site.b, LIMIT).unwrap();
+    assert!(has_xdp(&site.a.gateway), "theirs is still there");
+    drop(attached);
+}
+
+#[test]
+fn auto_keeps_sockets_on_veth_and_says_why() {
+    let world = World::new([subject(), Implementation::WireguardGo], &options("auto"));
+    let seen = || fact(&world.tunnel.a, "receive_reason").filter(|reason| reason != "starting");
+    let reason = wait_for("a choice", LIMIT, seen).unwrap();
+    assert!(reason.contains("offers no AF_XDP zero-copy"), "{reason}");
+    assert_eq!(fact(&world.tunnel.a, "receive").unwrap(), "socket");
+    assert_eq!(fact(&world.tunnel.a, "transmit").unwrap(), "gso");
+    assert!(!has_xdp(&world.site.a.gateway));
+    world.connect();
+    world.finish();
+}
