@@ -33,6 +33,8 @@ pub struct TunnelOptions {
     pub mtu: u32,
     /// Lines for millrace's TOML file.
     pub toml: String,
+    /// More such lines, for A alone and for B alone.
+    pub side_toml: [String; 2],
     /// Whether logs hold more than errors.
     pub verbose: bool,
 }
@@ -47,6 +49,7 @@ impl Default for TunnelOptions {
             roams: false,
             mtu: 1420,
             toml: String::new(),
+            side_toml: [const { String::new() }; 2],
             verbose: true,
         }
     }
@@ -90,7 +93,7 @@ impl Tunnel {
                 fwmark: None,
                 roams: options.roams,
                 peers: vec![peer],
-                toml: options.toml.clone(),
+                toml: format!("{}\n{}", options.toml, options.side_toml[i]),
                 verbose: options.verbose,
             };
             Gateway::start(lab, &near.gateway, options)

@@ -164,8 +164,13 @@ fn measure(
     let implementation = contender.implementation();
     let lab = Lab::new()?;
     let site = Site::new(&lab, &SiteOptions::default())?;
-    let options =
-        TunnelOptions { verbose: false, toml: arguments.toml.clone(), ..TunnelOptions::default() };
+    let options = TunnelOptions {
+        verbose: false,
+        toml: arguments.toml.clone(),
+        // Both gateways are on this machine: pinned workers must not meet on one core.
+        side_toml: [0, 1].map(|core| format!("[dataplane]\nworkers = [{core}]\n")),
+        ..TunnelOptions::default()
+    };
     let mut tunnel = Tunnel::start(&lab, &site, [implementation; 2], &options)?;
     connect(&site.a, &site.b, Duration::from_secs(10))?;
     let version = contender.version();
