@@ -1,6 +1,6 @@
 //! The UAPI socket /run/wireguard/NAME.sock: what `wg` and `millrace status` talk to.
 //!
-//! One thread an open connection, at most [`CLIENTS_MAX`]; the device is asked through the slow
+//! One thread an open connection, at most `CLIENTS_MAX`; the device is asked through the slow
 //! thread's queue, so a slow client holds up nobody.
 
 use std::fs;

@@ -2,10 +2,10 @@
 //! queue. The only loop that does.
 //!
 //! One turn:
-//! 1. *Receive* what the socket has, at most [`io::udp::MESSAGES`] messages: split runs into
+//! 1. *Receive* what the socket has, at most [`crate::io::udp::MESSAGES`] messages: split runs into
 //!    datagrams, open them in batches, merge what fits, write to the TUN device. The same with a
 //!    batch of frames of each AF_XDP socket, if this worker has some.
-//! 2. *Transmit* what the TUN device has, at most [`TURN_FLUSHES`] batches: segment, seal, send.
+//! 2. *Transmit* what the TUN device has, at most `TURN_FLUSHES` batches: segment, seal, send.
 //! 3. If neither had anything, *wait* for both, without a time limit.
 //!
 //! A full socket buffer stops step 2, and with it the reading of the TUN device: its queue, not

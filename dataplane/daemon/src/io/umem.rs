@@ -1,7 +1,7 @@
 //! Packet memory that the kernel and we share (UMEM), and who owns each frame of it right now.
 //!
 //! One [`Umem`] belongs to a port. Each queue of the port owns a fixed share of its frames
-//! ([`Frames`]), so no two threads ever touch the same frame and nothing is locked. A frame is in
+//! (`Frames`), so no two threads ever touch the same frame and nothing is locked. A frame is in
 //! one of four hands; their numbers always add up to the share:
 //!
 //! * *free*: ours, on a stack. The frame used last goes out first, so that it is still in cache.
