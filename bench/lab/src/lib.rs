@@ -10,6 +10,7 @@
 pub mod capture;
 pub mod error;
 pub mod gateway;
+pub mod guest;
 pub mod interrupt;
 pub mod iperf;
 pub mod keys;
@@ -28,6 +29,7 @@ pub mod xsk_peer;
 pub use capture::Capture;
 pub use error::{Error, Result};
 pub use gateway::{Gateway, GatewayOptions, Implementation, Peer};
+pub use guest::{Card, Guest, GuestOptions, Wire};
 pub use lab::Lab;
 pub use marker::Marker;
 pub use namespace::Namespace;

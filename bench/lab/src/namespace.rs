@@ -48,6 +48,13 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The one that this thread is in.
+    pub fn current() -> Result<Self> {
+        let file = File::open("/proc/thread-self/ns/net");
+        let file = file.map_err(Error::system("open this thread's network namespace"))?;
+        Ok(Self { name: "current".into(), file: Arc::new(file) })
+    }
+
     /// The name given at birth.
     pub fn name(&self) -> &str {
         &self.name
