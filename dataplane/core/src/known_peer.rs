@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::cookie::CookieJar;
 use crate::limits::{DEAD_PEER_TIMEOUT, KEEPALIVE_TIMEOUT};
-use crate::noise::AwaitingResponse;
+use crate::noise::InitiationSent;
 use crate::peer::Peer;
 use crate::secret::Secret;
 use crate::session::TxSession;
@@ -38,7 +38,8 @@ pub(crate) struct KnownPeer {
     /// When the first initiation of a series of tries was sent.
     pub(crate) trying_since: Option<Instant>,
     pub(crate) retry_at: Option<Instant>,
-    pub(crate) initiation_sent_at: Option<Instant>,
+    /// Initiation or response: the next initiation keeps five seconds' distance.
+    pub(crate) handshake_sent_at: Option<Instant>,
     pub(crate) sessions: Slots,
     pub(crate) zero_at: Option<Instant>,
     /// Inner packets that wait for a session.
@@ -56,7 +57,7 @@ pub(crate) struct KnownPeer {
 /// An initiation without an answer yet.
 pub(crate) struct Pending {
     pub(crate) local_index: u32,
-    pub(crate) state: AwaitingResponse,
+    pub(crate) state: InitiationSent,
 }
 
 /// Sessions by their place in the rotation (Linux `noise.c`).
@@ -108,7 +109,7 @@ impl KnownPeer {
             pending: None,
             trying_since: None,
             retry_at: None,
-            initiation_sent_at: None,
+            handshake_sent_at: None,
             sessions: Slots::default(),
             zero_at: None,
             staged: VecDeque::new(),
@@ -119,18 +120,25 @@ impl KnownPeer {
         }
     }
 
-    /// The earliest deadline. Also settles who watches the peer: while workers are active we look
-    /// at it at least every ten seconds, and an idle peer is left alone until its next packet.
-    pub(crate) fn next_deadline(&self, now: Instant) -> Option<(Instant, Timer)> {
+    /// Settles who watches the peer: while workers are active we look at it at least every ten
+    /// seconds, and an idle peer is left alone until its next packet.
+    pub(crate) fn settle_watch(&self) {
         let activity = &self.shared.activity;
         if self.active_deadline().is_none() {
             activity.watched.store(false, Ordering::SeqCst);
             // A worker that noted activity before it saw "not watched" is seen by what follows.
             fence(Ordering::SeqCst);
         }
+        if self.active_deadline().is_some() {
+            activity.watched.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The earliest deadline, as things stand.
+    pub(crate) fn next_deadline(&self, now: Instant) -> Option<(Instant, Timer)> {
+        let activity = &self.shared.activity;
         let mut next = self.active_deadline();
         if next.is_some() {
-            activity.watched.store(true, Ordering::SeqCst);
             next = earlier(next, Some((now + KEEPALIVE_TIMEOUT, Timer::Watch)));
         }
         let persistent = self.keepalive.and_then(|interval| {
@@ -156,12 +164,42 @@ impl KnownPeer {
         earlier(dead, passive)
     }
 
+    /// An authenticated message of the slow thread's own went out.
+    pub(crate) fn note_sent(&self, now: Instant, len: usize) {
+        let activity = &self.shared.activity;
+        activity.sent_at.set(now);
+        activity.authenticated_at.set(now);
+        activity.unacknowledged_since.clear();
+        self.shared.sent.add(1, len as u64);
+    }
+
+    /// A handshake message of the peer verified.
+    pub(crate) fn note_received(&self, now: Instant, len: usize) {
+        let activity = &self.shared.activity;
+        activity.received_at.set(now);
+        activity.authenticated_at.set(now);
+        activity.unanswered_since.clear();
+        self.shared.received.add(1, len as u64);
+    }
+
     /// The handshake of a session is finished and proven: no more tries.
     pub(crate) fn handshake_done(&mut self, wall: Duration) {
-        self.trying_since = None;
-        self.retry_at = None;
+        self.stop_trying();
         self.handshake_at_wall = Some(wall);
+    }
+
+    /// No more tries; workers may ask for new ones.
+    pub(crate) fn stop_trying(&mut self) {
+        (self.trying_since, self.retry_at) = (None, None);
         self.shared.activity.handshake_wanted.store(false, Ordering::Relaxed);
+    }
+
+    /// As if nothing had been sent or received yet: a handshake is possible at once.
+    pub(crate) fn forget_tries(&mut self) {
+        self.stop_trying();
+        self.handshake_sent_at = None;
+        self.shared.activity.unanswered_since.clear();
+        self.shared.activity.unacknowledged_since.clear();
     }
 
     /// Forgets the address that answers leave from: the kernel chooses anew.
@@ -169,16 +207,6 @@ impl KnownPeer {
         if let Some(endpoint) = self.shared.endpoint.load().as_deref().copied() {
             self.shared.roam(crate::peer::Endpoint { local: None, ifindex: 0, ..endpoint });
         }
-    }
-}
-
-impl Slots {
-    /// Local indices of all three.
-    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
-        [&self.previous, &self.current, &self.next]
-            .into_iter()
-            .flatten()
-            .map(|session| session.local_index)
     }
 }
 

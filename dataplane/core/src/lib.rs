@@ -26,6 +26,7 @@ mod noise;
 pub mod peer;
 pub mod rate_limit;
 pub mod replay;
+mod resolver;
 pub mod rx;
 pub mod secret;
 pub mod segment;

@@ -7,7 +7,9 @@ use arc_swap::{ArcSwapOption, Guard};
 use crossbeam::utils::CachePadded;
 use millrace_aead::{OpeningKey, SealingKey};
 
-use crate::limits::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+use crate::limits::{
+    REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
+};
 use crate::peer::Peer;
 use crate::replay::ReplayWindow;
 use crate::time::Instant;
@@ -57,6 +59,12 @@ impl TxSession {
         now.since(self.born) < REJECT_AFTER_TIME
     }
 
+    /// A new session should follow: by age if we initiated this one, by count in any case.
+    pub fn is_worn(&self, now: Instant) -> bool {
+        let old = self.initiator && now.since(self.born) >= REKEY_AFTER_TIME;
+        old || self.sent() >= REKEY_AFTER_MESSAGES
+    }
+
     /// For tests of the message limits only.
     pub fn skip_to(&self, counter: u64) {
         self.next_counter.store(counter, Ordering::Relaxed);
@@ -99,8 +107,13 @@ impl SessionTable {
         self.places.len()
     }
 
+    /// Where the session of `index` stands, whether or not there is one.
+    pub fn place_of(&self, index: u32) -> u32 {
+        index & (self.places.len() - 1) as u32
+    }
+
     fn place(&self, index: u32) -> &ArcSwapOption<RxSession> {
-        &self.places[index as usize & (self.places.len() - 1)]
+        &self.places[self.place_of(index) as usize]
     }
 
     /// The session of `index`, if it is exactly that one. Cheap; call once per run of packets.

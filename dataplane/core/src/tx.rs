@@ -31,8 +31,8 @@ use crate::drops::DropCounters;
 use crate::ecn;
 use crate::ip::IpPacket;
 use crate::limits::{
-    BATCH_PACKETS, DATA_HEADER_LEN, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, PADDING_MULTIPLE,
-    REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, TAG_LEN, TX_SLAB_LEN,
+    BATCH_PACKETS, DATA_HEADER_LEN, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, PADDING_MULTIPLE, TAG_LEN,
+    TX_SLAB_LEN,
 };
 use crate::peer::{Endpoint, Peer};
 use crate::segment::Plan;
@@ -353,8 +353,7 @@ fn note_sent(
     activity.unanswered_since.set_if_clear(now);
     activity.unacknowledged_since.clear();
     watch(peer, events);
-    let old = session.initiator && now.since(session.born) >= REKEY_AFTER_TIME;
-    if old || session.sent() >= REKEY_AFTER_MESSAGES {
+    if session.is_worn(now) {
         want_handshake(peer, events);
     }
 }
