@@ -545,3 +545,39 @@ fn memory_error(action: &'static str, bytes: u64, source: io::Error) -> XskError
 fn other(action: &'static str) -> impl FnOnce(io::Error) -> XskError {
     move |source| XskError::Other { action, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use caps::{CapSet, Capability};
+    use millrace_lab::{Lab, lab};
+
+    /// Binding without one capability, which is given up by a thread of its own.
+    fn bind_without(capability: Capability) -> XskError {
+        let lab = Lab::new().unwrap();
+        let (a, b) = (lab.namespace("a").unwrap(), lab.namespace("b").unwrap());
+        lab::link((&a, "veth0"), (&b, "veth1")).unwrap();
+        a.run(|| {
+            // SAFETY: a terminated string that outlives the call.
+            let ifindex = unsafe { libc::if_nametoindex(c"veth0".as_ptr()) };
+            caps::drop(None, CapSet::Effective, capability).unwrap();
+            bind_queues(ifindex, 8, Mode::Copy, 4096).unwrap_err()
+        })
+    }
+
+    #[test]
+    fn too_little_locked_memory_names_its_cure() {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+        let wanted = u64::from(8 * QUEUE_FRAMES) * 4096;
+        assert!(limit.current.is_some_and(|bytes| bytes < wanted), "this host limits nothing");
+        let error = bind_without(Capability::CAP_IPC_LOCK);
+        assert!(matches!(error, XskError::NoMemory { bytes, .. } if bytes == wanted), "{error}");
+        assert!(error.to_string().contains("give CAP_IPC_LOCK, or raise LimitMEMLOCK"));
+    }
+
+    #[test]
+    fn a_missing_capability_is_named() {
+        let error = bind_without(Capability::CAP_NET_RAW);
+        assert!(error.to_string().contains("it needs CAP_NET_RAW"), "{error}");
+    }
+}
