@@ -151,12 +151,14 @@ fn traffic_goes_on_by_socket_when_the_program_is_detached() {
     wait_for_receive(&world.tunnel.a, "xdp-copy");
     world.connect();
     let gateway = &world.site.a.gateway;
+    // Of all links on this machine, that of the program on this interface.
+    let shown = gateway.exec("ip -d link show dev wan").unwrap();
+    let program = shown.split("prog/xdp id ").nth(1).unwrap().split(' ').next().unwrap();
     let links = gateway.exec("bpftool link show").unwrap();
-    let number = links
-        .lines()
-        .filter_map(|line| line.split_once(": xdp").map(|(number, _)| number.to_owned()))
-        .next_back();
-    let number = number.unwrap_or_else(|| panic!("no XDP link in {links}"));
+    let ours =
+        |line: &&str| line.contains(": xdp") && line.trim().ends_with(&format!("prog {program}"));
+    let line = links.lines().find(ours).unwrap_or_else(|| panic!("no {program} in {links}"));
+    let number = line.split(':').next().unwrap();
     gateway.exec(&format!("bpftool link detach id {number}")).unwrap();
     assert!(!has_xdp(gateway));
     world.ping(&world.site.a, &world.site.b, 3);
