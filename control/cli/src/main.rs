@@ -1,1 +1,209 @@
-fn main() {}
+//! `millrace`: the command of the operator. Data goes to standard output and nothing else does;
+//! every error says what was seen and what to do, and its exit code is documented.
+#![forbid(unsafe_code)]
+
+mod client;
+mod keys;
+mod lifecycle;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use millrace_config::{Config, Exit};
+
+/// Runs and looks at WireGuard gateways of millrace.
+#[derive(Parser)]
+#[command(version, after_help = "Exit codes: millrace exit-codes", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the data plane of a configuration file and wait until it is ready.
+    ///
+    /// Example: millrace up /etc/millrace/millrace.toml
+    Up {
+        /// A TOML file, or a wg0.conf.
+        file: PathBuf,
+        /// Name of the interface, for a .conf file (default: the file's name).
+        #[arg(long)]
+        interface: Option<String>,
+        /// Stay in the foreground, as under systemd.
+        #[arg(long)]
+        foreground: bool,
+    },
+    /// Stop a data plane.
+    Down {
+        /// The interface; needed only if several run.
+        interface: Option<String>,
+    },
+    /// Let a data plane read its file again. Peers that did not change keep their sessions.
+    Reload {
+        /// The interface; needed only if several run.
+        interface: Option<String>,
+    },
+    /// Say what runs, how, and why so.
+    ///
+    /// Exit code 0 healthy, 3 degraded, 4 down, 5 not running.
+    Status {
+        /// The interface; needed only if several run.
+        interface: Option<String>,
+        /// Print the document millrace.status/1.
+        #[arg(long)]
+        json: bool,
+        /// Also what is usual: offloads that are on, drops that never happened.
+        #[arg(long, short)]
+        verbose: bool,
+        /// Print nothing; exit 0 if it is live (it answers) or ready (traffic can pass), else 4.
+        #[arg(long, value_enum)]
+        check: Option<Check>,
+    },
+    /// Print a new private key.
+    ///
+    /// Example: (umask 077; millrace genkey > private.key)
+    Genkey,
+    /// Read a private key from standard input, print its public key.
+    Pubkey,
+    /// Print a new preshared key.
+    Genpsk,
+    /// Look at configuration files.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print the version.
+    Version {
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print every exit code and its meaning.
+    ExitCodes,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Say every defect of a file, with line and column. Exit code 7 if there is one.
+    Check {
+        /// A TOML file, or a wg0.conf.
+        file: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Check {
+    Live,
+    Ready,
+}
+
+/// Why a command did not do what it was asked for.
+struct Problem {
+    exit: Exit,
+    sentence: String,
+}
+
+impl Problem {
+    fn new(exit: Exit, sentence: impl Into<String>) -> Self {
+        Self { exit, sentence: sentence.into() }
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Up { file, interface, foreground } => {
+            lifecycle::up(&file, interface.as_deref(), foreground)
+        }
+        Command::Down { interface } => lifecycle::down(interface.as_deref()),
+        Command::Reload { interface } => lifecycle::reload(interface.as_deref()),
+        Command::Status { interface, json, verbose, check } => {
+            status(interface.as_deref(), json, verbose, check)
+        }
+        Command::Genkey => print(&keys::private_key().to_base64()),
+        Command::Pubkey => keys::public_key_of_stdin().and_then(|key| print(&key)),
+        Command::Genpsk => print(&keys::preshared_key().to_base64()),
+        Command::Config { command: ConfigCommand::Check { file } } => check_file(&file),
+        Command::Version { json } => version(json),
+        Command::ExitCodes => exit_codes(),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(problem) => {
+            eprintln!("millrace: {}", problem.sentence);
+            problem.exit.into()
+        }
+    }
+}
+
+/// One line to standard output. A reader that went away is no error of ours.
+fn print(line: &str) -> Result<Exit, Problem> {
+    use std::io::Write;
+    let mut out = std::io::stdout();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Problem::new(Exit::Error, format!("writing to standard output: {error}")))
+        }
+        _ => Ok(Exit::Ok),
+    }
+}
+
+fn status(
+    interface: Option<&str>,
+    json: bool,
+    verbose: bool,
+    check: Option<Check>,
+) -> Result<Exit, Problem> {
+    let interface = client::choose(interface)?;
+    let status = client::status(&interface)?;
+    match check {
+        Some(Check::Live) => return Ok(Exit::Ok),
+        Some(Check::Ready) if status.is_ready() => return Ok(Exit::Ok),
+        Some(Check::Ready) => return Ok(Exit::NotConnected),
+        None => {}
+    }
+    let text = if json {
+        serde_json::to_string_pretty(&status)
+            .map_err(|error| Problem::new(Exit::Error, format!("writing JSON: {error}")))?
+    } else {
+        show::text(&status, verbose)
+    };
+    print(text.trim_end())?;
+    Ok(show::exit(&status))
+}
+
+fn check_file(file: &std::path::Path) -> Result<Exit, Problem> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Problem::new(Exit::ConfigInvalid, format!("reading {shown}: {error}")))?;
+    let parsed = if file.extension().is_some_and(|ending| ending == "conf") {
+        let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        Config::from_wg_quick(&text, &stem.unwrap_or_default())
+    } else {
+        Config::from_toml(&text)
+    };
+    let config = parsed
+        .map_err(|problems| Problem::new(Exit::ConfigInvalid, format!("{shown}:\n{problems}")))?;
+    for note in &config.notes {
+        eprintln!("millrace: {shown}: {note}");
+    }
+    print(&format!("{shown}: valid, {} peers", config.peers.len()))
+}
+
+fn version(json: bool) -> Result<Exit, Problem> {
+    let version = env!("CARGO_PKG_VERSION");
+    if json {
+        let document = serde_json::json!({ "schema": "millrace.version/1", "version": version });
+        return print(&document.to_string());
+    }
+    print(&format!("millrace {version}"))
+}
+
+fn exit_codes() -> Result<Exit, Problem> {
+    for (exit, meaning) in Exit::ALL {
+        print(&format!("{:>3}  {meaning}", exit.code()))?;
+    }
+    Ok(Exit::Ok)
+}

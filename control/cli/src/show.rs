@@ -1,0 +1,145 @@
+//! Status as text: one line of health, a table of peers, what was dropped, what is not as wished.
+
+use std::fmt::Write;
+
+use millrace_config::Exit;
+use millrace_config::status::{Health, Peer, Status};
+use millrace_ebpf::drops;
+
+pub(crate) fn text(status: &Status, verbose: bool) -> String {
+    let mut out = String::new();
+    header(&mut out, status);
+    peers(&mut out, &status.peers);
+    dropped(&mut out, status, verbose);
+    if verbose {
+        dataplane(&mut out, status);
+    }
+    for warning in &status.warnings {
+        let _ = writeln!(out, "! {warning}");
+    }
+    out
+}
+
+/// The exit code of `status`.
+pub(crate) fn exit(status: &Status) -> Exit {
+    match status.health {
+        Health::Healthy => Exit::Ok,
+        Health::Degraded => Exit::Degraded,
+        Health::Down => Exit::NotConnected,
+    }
+}
+
+fn header(out: &mut String, status: &Status) {
+    let health = match status.health {
+        Health::Healthy => "healthy",
+        Health::Degraded => "degraded",
+        Health::Down => "down",
+    };
+    let plane = &status.dataplane;
+    let workers = plane.workers.len();
+    let _ = writeln!(
+        out,
+        "millrace {}   {}   {health}   UDP port {}   receive {}, transmit {}, inner {}   {workers} worker{}",
+        status.version,
+        status.interface,
+        status.listen_port,
+        plane.receive,
+        plane.transmit,
+        plane.inner,
+        if workers == 1 { "" } else { "s" },
+    );
+    if let Some(key) = &status.public_key {
+        let _ = writeln!(out, "public key {key}");
+    }
+}
+
+fn peers(out: &mut String, peers: &[Peer]) {
+    let mut rows = vec![
+        ["PEER", "ENDPOINT", "ALLOWED IPS", "HANDSHAKE", "RX", "TX", "KEEPALIVE"]
+            .map(str::to_owned),
+    ];
+    rows.extend(peers.iter().map(|peer| {
+        [
+            peer.public_key.chars().take(10).collect::<String>() + "…",
+            peer.endpoint.clone().unwrap_or_else(|| "–".to_owned()),
+            peer.allowed_ips.join(", "),
+            peer.last_handshake_age_seconds.map_or_else(|| "never".to_owned(), age),
+            bytes(peer.rx_bytes),
+            bytes(peer.tx_bytes),
+            peer.keepalive_seconds.map_or_else(|| "off".to_owned(), |s| format!("{s} s")),
+        ]
+    }));
+    let mut widths = [0; 7];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(out, "{}", cells.join("   ").trim_end());
+    }
+}
+
+fn dropped(out: &mut String, status: &Status, verbose: bool) {
+    let rows: Vec<_> = status.drops.iter().filter(|count| verbose || count.packets > 0).collect();
+    if rows.is_empty() {
+        let _ = writeln!(out, "nothing dropped");
+        return;
+    }
+    let _ = writeln!(out, "dropped:");
+    for row in rows {
+        let known = drops::ALL.iter().find(|(_, name, _)| *name == row.reason);
+        let sentence = known.map_or("", |(.., sentence)| sentence);
+        let _ = writeln!(out, "  {:>10}  {:<22}  {sentence}", row.packets, row.reason);
+    }
+}
+
+fn dataplane(out: &mut String, status: &Status) {
+    let plane = &status.dataplane;
+    let cores: Vec<String> = plane.workers.iter().map(u32::to_string).collect();
+    let _ = writeln!(out, "receive   {}: {}", plane.receive, plane.receive_reason);
+    let _ = writeln!(out, "transmit  {}: {}", plane.transmit, plane.transmit_reason);
+    let _ = writeln!(out, "steering  {}", plane.steering);
+    let _ = writeln!(out, "workers   on cores {}", cores.join(", "));
+    let _ = writeln!(out, "aead      {}", plane.aead);
+    for offload in &plane.offloads {
+        let state = if offload.on { "on" } else { "off" };
+        let _ = writeln!(out, "offload   {} {state}: {}", offload.name, offload.reason);
+    }
+}
+
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} m {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_and_sizes_read_as_people_say_them() {
+        assert_eq!(
+            ["59 s", "1 m 1 s", "2 h 0 m", "1 d 1 h"].map(str::to_owned),
+            [age(59), age(61), age(7200), age(90_000)]
+        );
+        assert_eq!([bytes(1023), bytes(1536), bytes(5 << 30)], ["1023 B", "1.5 KiB", "5.0 GiB"]);
+    }
+}
