@@ -236,6 +236,10 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         // A killed device leaves its socket; `wg show` would list it for ever.
         let _ = fs::remove_file(socket_path(&self.interface));
+        if self.options.implementation == Implementation::Millrace {
+            let _ = fs::remove_file(format!("/run/millrace/{}.pid", self.interface));
+            let _ = fs::remove_file(format!("/var/lib/millrace/{}.timestamp", self.interface));
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use millrace_config::status::Status;
 use millrace_config::uapi::{DeviceState, Request};
 use zeroize::Zeroizing;
 
-use crate::Problem;
+use crate::{Problem, lifecycle};
 
 const SOCKETS: &str = "/run/wireguard";
 pub(crate) const PID_FILES: &str = "/run/millrace";
@@ -27,6 +27,8 @@ pub(crate) fn choose(interface: Option<&str>) -> Result<String, Problem> {
         .flatten()
         .flatten()
         .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".pid")?.to_owned()))
+        // A killed data plane leaves its file.
+        .filter(|name| lifecycle::running(name).is_ok())
         .collect();
     names.sort();
     match names.as_slice() {

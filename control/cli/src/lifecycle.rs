@@ -136,7 +136,7 @@ fn pid_file(name: &str) -> PathBuf {
 
 /// The pid of a running data plane. A pid file may be older than the process that has its number
 /// now, so the process must be a data plane.
-fn running(name: &str) -> Result<Pid, Problem> {
+pub(crate) fn running(name: &str) -> Result<Pid, Problem> {
     let not_running = || {
         let why = format!("no data plane runs for {name}; start it with: millrace up FILE");
         Problem::new(Exit::NotRunning, why)

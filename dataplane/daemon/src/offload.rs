@@ -98,7 +98,14 @@ impl Offloads {
                     self.udp_gro.confirm("the kernel took the option");
                 }
             }
-            Err(error) => self.udp_gso.demote(format_args!("the probe over loopback: {error}")),
+            Err(error) if blames_form(&error) => {
+                self.udp_gso.demote(format_args!("the probe over loopback: {error}"));
+            }
+            // Loopback may be down; the first real send will tell.
+            Err(error) => {
+                self.udp_gso.confirm(format_args!("not probed ({error}); until a send is refused"));
+                self.udp_gro.confirm("the kernel took the option");
+            }
         }
         for offload in [&self.coalesce_tcp, &self.coalesce_udp] {
             offload.confirm("until the TUN device refuses a super-packet");
@@ -116,6 +123,14 @@ impl Offloads {
         ]
         .into_iter()
     }
+}
+
+/// The kernel refuses the form of an operation, whatever its content.
+pub fn blames_form(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EOPNOTSUPP)
+    )
 }
 
 /// Sends three datagrams in one call to ourselves. The segment length that was received, if the

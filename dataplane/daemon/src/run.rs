@@ -74,18 +74,22 @@ impl Dataplane {
         let slow_udp = UdpSocket::bind_first(udp)?;
         let port = slow_udp.port().map_err(|e| Failure::from_io("asking for the UDP port", &e))?;
         let mut steering = Steering::load(port, options.cores.len(), SESSIONS_MAX);
-        if let Steering::Off(why) = &steering
-            && options.cores.len() > 1
-        {
-            tracing::warn!(why, "no steering program: one worker instead of several");
-            options.cores.truncate(1);
-        }
-        let sockets = options
+        let mut sockets = options
             .cores
             .iter()
             .map(|_| UdpSocket::bind(UdpOptions { port, ..udp }))
             .collect::<Result<Vec<_>, _>>()?;
         steering.attach(&sockets, &slow_udp);
+        // Unsteered, the kernel would spread flows over all sockets of the group: one must do.
+        let slow_udp = match &steering {
+            Steering::On(_) => Some(slow_udp),
+            Steering::Off(why) => {
+                tracing::warn!(why, "one worker and one socket: no steering program");
+                options.cores.truncate(1);
+                sockets.truncate(1);
+                None
+            }
+        };
         let queues = TunQueue::open(&options.interface, options.cores.len())?;
         set_tun_offloads(&queues, &offloads);
         offloads.probe();
@@ -140,9 +144,12 @@ impl Dataplane {
             port: port_of_rings,
         };
         let own_drops = Arc::clone(&drops[drops.len() - 1]);
+        let receives = slow_udp.is_some();
+        let udp = slow_udp.map_or_else(|| Arc::clone(&facts.worker_sockets[0]), Arc::new);
         let slow = Slow {
             device,
-            udp: slow_udp,
+            udp,
+            receives,
             control: control_queue,
             queue,
             drops: own_drops,

@@ -32,7 +32,10 @@ const TURN_EVENTS: usize = 256;
 /// Everything that the slow thread owns.
 pub struct Slow {
     pub device: Device,
-    pub udp: UdpSocket,
+    /// Sends for the device.
+    pub udp: Arc<UdpSocket>,
+    /// The socket is our own and gets the handshakes; else a worker's, which hands them over.
+    pub receives: bool,
     pub control: ControlQueue,
     pub queue: Arc<SlowQueue>,
     pub drops: Arc<DropCounters>,
@@ -79,7 +82,10 @@ impl Slow {
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
         let mut fds = [
-            PollFd::from_borrowed_fd(self.udp.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(
+                self.udp.as_fd(),
+                if self.receives { PollFlags::IN } else { PollFlags::empty() },
+            ),
             PollFd::from_borrowed_fd(self.queue.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
         ];
@@ -89,6 +95,9 @@ impl Slow {
 
     /// Handshakes from our own socket.
     fn receive(&mut self) {
+        if !self.receives {
+            return;
+        }
         // An error of the socket is an ICMP answer to an earlier send: a hint only.
         let count = self.receiver.receive(&self.udp, TURN_MESSAGES).unwrap_or(0);
         if count == 0 {
@@ -159,7 +168,7 @@ impl Slow {
         }
         if let Some(mark) = change.fwmark {
             for socket in
-                iter::once(&self.udp).chain(self.facts.worker_sockets.iter().map(AsRef::as_ref))
+                iter::once(&*self.udp).chain(self.facts.worker_sockets.iter().map(AsRef::as_ref))
             {
                 socket.set_mark(mark).map_err(|error| {
                     Refusal::new(Errno::Permission, format!("setting fwmark: {error}"))

@@ -67,6 +67,8 @@ impl TimestampFile {
         let new = path.with_extension("new");
         let mut file = File::create(&new)?;
         file.write_all(timestamp)?;
+        // Before the name: else a power cut could leave an empty file under it.
+        file.sync_data()?;
         fs::rename(&new, path)
     }
 }

@@ -33,6 +33,11 @@ use crate::io::udp::{self, Receiver, UdpSocket};
 use crate::offload::Offloads;
 use crate::queue::{Handshake, SlowQueue};
 
+/// Turns without rest after which a worker looks at its descriptors all the same.
+const TURNS_UNSEEN: u32 = 64;
+const NO_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// TUN reads of one filling: packets that are dropped at once never fill a batch.
+const FILL_READS: usize = 4 * BATCH_PACKETS;
 /// Batches that one turn sends before it looks at the socket again.
 const TURN_FLUSHES: usize = 4;
 /// Slices of one TUN write: the vnet header, the packet's headers, one payload a packet.
@@ -130,13 +135,15 @@ impl Worker {
 
     /// Runs until the stop descriptor becomes readable, or the TUN device is gone.
     pub fn run(mut self) -> End {
+        let mut turns = 0_u32;
         loop {
             let received = self.receive() | self.receive_frames();
-            let transmitted = self.transmit();
-            if !received
-                && !transmitted
-                && let Some(end) = self.wait()
-            {
+            let busy = self.transmit() || received;
+            turns = turns.wrapping_add(1);
+            // A worker that never rests must still notice a socket that has room again, and its
+            // own end.
+            let look = !busy || self.outbound.blocked || turns.is_multiple_of(TURNS_UNSEEN);
+            if look && let Some(end) = self.wait(busy) {
                 return end;
             }
         }
@@ -227,8 +234,8 @@ impl Worker {
         any
     }
 
-    /// Step 3.
-    fn wait(&mut self) -> Option<End> {
+    /// Step 3; with `busy`, only a look at what is ready.
+    fn wait(&mut self, busy: bool) -> Option<End> {
         // While the socket or the ring is full, the TUN device is not worth waking up for.
         let (udp_flags, tun_flags) = match (self.outbound.blocked, self.outbound.ring_full) {
             (true, _) => (PollFlags::IN | PollFlags::OUT, PollFlags::empty()),
@@ -237,10 +244,11 @@ impl Worker {
         };
         // Nothing tells when a frame was sent, so a sender looks from time to time.
         let sending = self.lane.as_mut().is_some_and(|lane| lane.watch(clock::now()));
-        let timeout = match (self.outbound.ring_full, sending) {
-            (true, _) => Some(RING_FULL_PAUSE),
-            (false, true) => Some(SENDING_PAUSE),
-            (false, false) => None,
+        let timeout = match (busy, self.outbound.ring_full, sending) {
+            (true, ..) => Some(NO_PAUSE),
+            (false, true, _) => Some(RING_FULL_PAUSE),
+            (false, false, true) => Some(SENDING_PAUSE),
+            (false, false, false) => None,
         };
         let mut fds: ArrayVec<PollFd<'_>, POLL_MAX> = ArrayVec::new();
         fds.push(PollFd::from_borrowed_fd(self.udp.as_fd(), udp_flags));
@@ -383,7 +391,7 @@ impl Outbound {
     /// flush it, there may be more.
     fn fill(&mut self, context: &Context, tun: &TunQueue) -> bool {
         let tables = context.shared.tables.load();
-        loop {
+        for _ in 0..FILL_READS {
             let (len, resume) = match self.partial.take() {
                 Some(partial) => partial,
                 None => match tun.read(&mut self.packet) {
@@ -407,6 +415,7 @@ impl Outbound {
                 }
             }
         }
+        true
     }
 
     /// Seals the batch if that is still to do, and sends it. False if the socket became full.
@@ -500,7 +509,10 @@ fn send(context: &Context, udp: &UdpSocket, transmit: &Transmit<'_>, mut offset:
             // Our address of that packet is gone: let the kernel choose one, as for a new peer.
             Err(error) if endpoint.local.is_some() && udp::blames_source(&error) => {
                 (endpoint.local, endpoint.ifindex) = (None, 0);
-                transmit.peer.roam(endpoint);
+                // Only if the peer has not moved meanwhile.
+                if transmit.peer.endpoint.load().as_deref() == Some(&transmit.endpoint) {
+                    transmit.peer.roam(endpoint);
+                }
             }
             Err(error) if len > transmit.segment_len && is_gso_refusal(&error) => {
                 gso.demote(format_args!("the kernel refused a UDP_SEGMENT send: {error}"));
