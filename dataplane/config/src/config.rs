@@ -226,6 +226,7 @@ impl Config {
         let (old_offload, new_offload) = (&running.offload, &self.offload);
         [
             ("interface.name", old.name != new.name),
+            ("interface.listen_port", old.listen_port != new.listen_port),
             ("dataplane.receive", old_plane.receive != new_plane.receive),
             ("dataplane.transmit", old_plane.transmit != new_plane.transmit),
             ("dataplane.device", old_plane.device != new_plane.device),
