@@ -58,6 +58,7 @@ pub(crate) struct KnownPeer {
 pub(crate) struct Pending {
     pub(crate) local_index: u32,
     pub(crate) state: InitiationSent,
+    pub(crate) sent_at: Instant,
 }
 
 /// Sessions by their place in the rotation (Linux `noise.c`).
@@ -69,6 +70,20 @@ pub(crate) struct Slots {
     pub(crate) current: Option<Arc<TxSession>>,
     /// We are its responder, and nothing came under it yet: it opens, but must not send.
     pub(crate) next: Option<Arc<TxSession>>,
+    /// After crossing handshakes: we send with "current", the peer with "previous".
+    pub(crate) split: bool,
+}
+
+impl Slots {
+    /// Makes `session` the current one, and of the older two keeps the one that the peer was
+    /// sending with. Returns the other.
+    pub(crate) fn rotate(&mut self, session: Arc<TxSession>) -> Option<Arc<TxSession>> {
+        let current = self.current.replace(session);
+        if std::mem::take(&mut self.split) {
+            return current;
+        }
+        std::mem::replace(&mut self.previous, current)
+    }
 }
 
 /// What a peer's earliest deadline is about.

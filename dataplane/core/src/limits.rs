@@ -42,6 +42,8 @@ pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Added at random to every handshake retry, so that two peers do not stay in step.
 pub const REKEY_TIMEOUT_JITTER_MAX: Duration = Duration::from_millis(333);
+/// A response is taken at most this long after its initiation: the retry comes no later.
+pub const RESPONSE_TIME_MAX: Duration = REKEY_TIMEOUT.saturating_add(REKEY_TIMEOUT_JITTER_MAX);
 /// The initiator that only receives starts a new handshake at this age of its key.
 pub const REKEY_ON_RECEIVE_AGE: Duration = Duration::from_secs(
     REJECT_AFTER_TIME.as_secs() - KEEPALIVE_TIMEOUT.as_secs() - REKEY_TIMEOUT.as_secs(),
@@ -49,6 +51,10 @@ pub const REKEY_ON_RECEIVE_AGE: Duration = Duration::from_secs(
 /// Data sent and nothing heard for this long: the peer may have lost its keys.
 pub const DEAD_PEER_TIMEOUT: Duration =
     Duration::from_secs(KEEPALIVE_TIMEOUT.as_secs() + REKEY_TIMEOUT.as_secs());
+/// After crossing handshakes each side sends with its own session. The side with the larger key
+/// rekeys this late, so that one handshake, the other side's, ends the split.
+pub const REKEY_AFTER_TIME_YIELDING: Duration =
+    Duration::from_secs(REKEY_AFTER_TIME.as_secs() + DEAD_PEER_TIMEOUT.as_secs());
 /// Keys are wiped this long after the last new session.
 pub const ZERO_KEYS_AFTER: Duration = Duration::from_secs(3 * REJECT_AFTER_TIME.as_secs());
 /// A peer's initiations closer together than this are dropped.
@@ -91,6 +97,7 @@ const _: () = assert!(KEEPALIVE_LEN == 32);
 const _: () =
     assert!(TX_SLAB_LEN >= DATA_HEADER_LEN + u16::MAX as usize + PADDING_MULTIPLE + TAG_LEN);
 const _: () = assert!(REKEY_ON_RECEIVE_AGE.as_secs() == 165);
+const _: () = assert!(REKEY_AFTER_TIME_YIELDING.as_secs() < REKEY_ON_RECEIVE_AGE.as_secs());
 const _: () = assert!(COOKIE_TRUST_TIME.as_secs() < COOKIE_SECRET_LIFETIME.as_secs());
 // Packets in flight inside the device must never be older than the receiver's window.
 const _: () = assert!((BATCH_PACKETS as u64) < REPLAY_WINDOW_USABLE);

@@ -9,6 +9,7 @@ use millrace_aead::{OpeningKey, SealingKey};
 
 use crate::limits::{
     REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
+    REKEY_AFTER_TIME_YIELDING,
 };
 use crate::peer::Peer;
 use crate::replay::ReplayWindow;
@@ -25,6 +26,8 @@ pub struct TxSession {
     pub born: Instant,
     /// We started the handshake, so rekeying by age is our duty.
     pub initiator: bool,
+    /// The peer has a session of its own that is as good, and should rekey before us.
+    yields: AtomicBool,
 }
 
 impl TxSession {
@@ -36,7 +39,8 @@ impl TxSession {
         initiator: bool,
     ) -> Self {
         let next_counter = CachePadded::new(AtomicU64::new(0));
-        Self { receiver_index, local_index, key, next_counter, born, initiator }
+        let yields = AtomicBool::new(false);
+        Self { receiver_index, local_index, key, next_counter, born, initiator, yields }
     }
 
     /// Reserves `count` consecutive counters and returns the first, or none past the limit. A
@@ -61,8 +65,16 @@ impl TxSession {
 
     /// A new session should follow: by age if we initiated this one, by count in any case.
     pub fn is_worn(&self, now: Instant) -> bool {
-        let old = self.initiator && now.since(self.born) >= REKEY_AFTER_TIME;
+        let age = now.since(self.born);
+        let old = self.initiator
+            && age >= REKEY_AFTER_TIME
+            && (age >= REKEY_AFTER_TIME_YIELDING || !self.yields.load(Ordering::Relaxed));
         old || self.sent() >= REKEY_AFTER_MESSAGES
+    }
+
+    /// Leaves rekeying by age to the peer for a while.
+    pub fn yield_rekey(&self) {
+        self.yields.store(true, Ordering::Relaxed);
     }
 
     /// For tests of the message limits only.

@@ -11,7 +11,7 @@ use crate::Drop;
 use crate::known_peer::Pending;
 use crate::limits::{
     INITIATION_INTERVAL_MIN, INITIATION_LEN, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX, RESPONSE_LEN,
-    UNDER_LOAD_QUEUE, UNDER_LOAD_STICKY, ZERO_KEYS_AFTER,
+    RESPONSE_TIME_MAX, UNDER_LOAD_QUEUE, UNDER_LOAD_STICKY, ZERO_KEYS_AFTER,
 };
 use crate::message::{CookieReply, Initiation, MAC_LEN, Response, TYPE_INITIATION, TYPE_RESPONSE};
 use crate::noise::{InitiationReceived, InitiationSent, Refused};
@@ -124,12 +124,17 @@ impl Device {
         let place = self.shared.sessions.place_of(local_index);
         let slot = *self.pending.get(&place).ok_or(Drop::HsUnexpected)?;
         let Some(peer) = self.peer_mut(slot) else { return Err(Drop::HsUnexpected) };
-        let pending = peer.pending.take_if(|pending| pending.local_index == local_index);
-        let pending = pending.ok_or(Drop::HsUnexpected)?;
+        let answered = |pending: &mut Pending| {
+            // Held back for long, it may belong to a session that its maker has lost.
+            let in_time = clock.now.since(pending.sent_at) <= RESPONSE_TIME_MAX;
+            pending.local_index == local_index && in_time
+        };
+        let pending = peer.pending.take_if(answered).ok_or(Drop::HsUnexpected)?;
+        let sent_at = pending.sent_at;
         let keys = match pending.state.finish(&message.body, &peer.preshared) {
             Ok(keys) => keys,
             Err(state) => {
-                peer.pending = Some(Pending { local_index, state });
+                peer.pending = Some(Pending { local_index, state, sent_at });
                 return Err(Drop::HsInvalid);
             }
         };
@@ -141,7 +146,7 @@ impl Device {
         peer.note_received(clock.now, RESPONSE_LEN);
         let remote_index = message.sender_index.get();
         let session = self.publish(clock.now, slot, local_index, remote_index, &keys, true);
-        self.rotate_in(slot, session);
+        self.rotate_in(slot, session, sent_at);
         self.use_current(clock, slot);
         Ok(())
     }
@@ -214,7 +219,7 @@ impl Device {
             mac2: [0; MAC_LEN],
         };
         peer.jar.stamp(clock.now, message.as_mut_bytes());
-        peer.pending = Some(Pending { local_index, state });
+        peer.pending = Some(Pending { local_index, state, sent_at: clock.now });
         peer.jitter = rng.random_range(std::time::Duration::ZERO..=REKEY_TIMEOUT_JITTER_MAX);
         peer.handshake_sent_at = Some(clock.now);
         peer.trying_since.get_or_insert(clock.now);

@@ -50,41 +50,38 @@ impl Device {
         Arc::new(TxSession::new(remote_index, local_index, key, now, initiator))
     }
 
-    /// A session that we initiated becomes the current one. A "next" that nobody confirmed moves
-    /// to "previous", because its initiator may be sending with it (Linux `noise.c`).
-    pub(super) fn rotate_in(&mut self, slot: PeerSlot, session: Arc<TxSession>) {
+    /// A session that we initiated at `sent_at` becomes the current one. A "next" that nobody
+    /// confirmed moves to "previous", because its initiator may be sending with it (Linux
+    /// `noise.c`).
+    pub(super) fn rotate_in(&mut self, slot: PeerSlot, session: Arc<TxSession>, sent_at: Instant) {
+        let own = self.public_key();
         let Some(peer) = self.peer_mut(slot) else { return };
         let slots = &mut peer.sessions;
-        let current = slots.current.replace(session);
-        let (kept, dropped) = match slots.next.take() {
-            Some(next) => (Some(next), current),
-            None => (current, None),
-        };
-        let previous = std::mem::replace(&mut slots.previous, kept);
+        let unconfirmed = slots.next.take();
+        // The peer's initiation crossed ours, and it already sends with what came of it.
+        let crossed = slots.current.as_ref().is_some_and(|s| !s.initiator && s.born >= sent_at);
+        if (crossed || unconfirmed.is_some()) && own > Some(peer.shared.public_key) {
+            session.yield_rekey();
+        }
+        let dropped = slots.rotate(session);
+        let replaced = unconfirmed.and_then(|next| slots.previous.replace(next));
+        slots.split = crossed;
         self.retire(dropped);
-        self.retire(previous);
+        self.retire(replaced);
     }
 
     /// The first packet under a responder's key came: it may send now.
     pub(super) fn confirm(&mut self, clock: Clock, slot: PeerSlot, local_index: u32) {
-        let own = self.public_key();
         let Some(peer) = self.peer_mut(slot) else { return };
         let slots = &mut peer.sessions;
-        let is = |session: &Option<Arc<TxSession>>| {
-            session.as_ref().is_some_and(|session| session.local_index == local_index)
-        };
-        if is(&slots.next) {
-            let current = std::mem::replace(&mut slots.current, slots.next.take());
-            let previous = std::mem::replace(&mut slots.previous, current);
+        if let Some(next) = slots.next.take_if(|next| next.local_index == local_index) {
+            let dropped = slots.rotate(next);
             peer.handshake_done(clock.wall);
-            self.retire(previous);
-            self.drop_pending(slot);
+            self.retire(dropped);
             self.use_current(clock, slot);
-        } else if is(&slots.previous) && own > Some(peer.shared.public_key) {
-            // Both sides initiated at once and both handshakes succeeded. The one of the smaller
-            // key wins, now that its initiator is known to send with it.
-            std::mem::swap(&mut slots.current, &mut slots.previous);
-            self.use_current(clock, slot);
+        } else if slots.previous.as_ref().is_some_and(|s| s.local_index == local_index) {
+            // Both initiated at once, both handshakes succeeded, and each sends with its own.
+            slots.split = true;
         }
     }
 
