@@ -1,0 +1,193 @@
+//! The daemon as an operator meets it: `wg`, signals, privileges, bad input, and what it costs idle.
+//!
+//! ```text
+//!  host a ── gateway a (millrace) ── router ── gateway b (millrace) ── host b
+//! ```
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use common::World;
+use millrace_lab::{Gateway, Implementation, Lab, TunnelOptions, keys::random_key, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn world() -> World {
+    let world = World::new([Implementation::Millrace; 2], &TunnelOptions::default());
+    world.connect();
+    world
+}
+
+fn wg(gateway: &Gateway, words: &str) -> String {
+    let line = format!("wg {}", words.replace("IFACE", gateway.interface()));
+    gateway.namespace().exec(&line).unwrap()
+}
+
+fn config_file(world: &World, gateway: &Gateway) -> std::path::PathBuf {
+    world.lab.directory().join(format!("{}.toml", gateway.interface()))
+}
+
+#[test]
+fn wg_shows_and_sets_and_a_synced_equal_configuration_keeps_the_session() {
+    let world = world();
+    let a = &world.tunnel.a;
+    let shown = wg(a, "show IFACE");
+    for part in ["latest handshake:", "endpoint: 198.51.100.2:51820", "listening port: 51820"] {
+        assert!(shown.contains(part), "no {part:?} in {shown}");
+    }
+    let handshake = a.peer().unwrap().last_handshake_s;
+    let configuration = wg(a, "showconf IFACE");
+    let line = format!("wg syncconf {} /dev/stdin", a.interface());
+    a.namespace().exec_with_input(&line, &configuration).unwrap();
+    world.ping(&world.site.a, &world.site.b, 3);
+    assert_eq!(a.peer().unwrap().last_handshake_s, handshake, "the session lives on");
+    assert_eq!(wg(a, "showconf IFACE"), configuration);
+
+    let stranger = random_key().unwrap();
+    a.set(&format!("peer {stranger} allowed-ips 10.3.0.0/16 persistent-keepalive 9")).unwrap();
+    assert_eq!(a.peers().unwrap().len(), 2);
+    // A prefix moves to the peer that took it last, as in the kernel.
+    a.set(&format!("peer {stranger} allowed-ips 10.2.0.0/16")).unwrap();
+    let moved = a.peers().unwrap().into_iter().find(|peer| peer.public_key == stranger).unwrap();
+    assert_eq!(moved.allowed_ips, ["10.2.0.0/16"]);
+    a.set(&format!("peer {stranger} remove")).unwrap();
+    assert_eq!(a.peers().unwrap().len(), 1);
+    assert!(a.set("listen-port 51821").is_err(), "refused, not ignored");
+    world.finish();
+}
+
+#[test]
+fn a_reload_takes_a_good_file_over_and_leaves_all_alone_for_a_bad_one() {
+    let mut world = world();
+    let file = config_file(&world, &world.tunnel.a);
+    let good = fs::read_to_string(&file).unwrap();
+    let handshake = world.tunnel.a.peer().unwrap().last_handshake_s;
+
+    let stranger = random_key().unwrap();
+    let more = format!(
+        "{good}\n[[peer]]\nname = \"new\"\npublic_key = \"{stranger}\"\nallowed_ips = [\"10.3.0.0/16\"]\n"
+    );
+    fs::write(&file, more).unwrap();
+    world.tunnel.a.daemon().signal(libc::SIGHUP);
+    let a = &world.tunnel.a;
+    wait_for("the new peer", LIMIT, || (a.peers().ok()?.len() == 2).then_some(())).unwrap();
+    let route = a.namespace().exec("ip route show 10.3.0.0/16").unwrap();
+    assert!(route.contains(a.interface()), "{route}");
+
+    fs::write(&file, format!("{good}\nnonsense = 1\n")).unwrap();
+    world.tunnel.a.daemon().signal(libc::SIGHUP);
+    world.tunnel.a.daemon().wait_for_log("the old state stays", LIMIT).unwrap();
+    assert_eq!(world.tunnel.a.peers().unwrap().len(), 2);
+
+    fs::write(&file, good).unwrap();
+    world.tunnel.a.daemon().signal(libc::SIGHUP);
+    let a = &world.tunnel.a;
+    wait_for("the peer to go", LIMIT, || (a.peers().ok()?.len() == 1).then_some(())).unwrap();
+    world.ping(&world.site.a, &world.site.b, 3);
+    assert_eq!(world.tunnel.a.peer().unwrap().last_handshake_s, handshake, "same session");
+    world.finish();
+}
+
+#[test]
+fn an_idle_tunnel_does_not_wake_up_and_few_privileges_are_left() {
+    let mut world = world();
+    let pid = world.tunnel.a.daemon().pid();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let capabilities = u64::from_str_radix(&field("CapEff"), 16).unwrap();
+    // CAP_NET_ADMIN 12, CAP_NET_RAW 13, CAP_IPC_LOCK 14, CAP_BPF 39: and no other.
+    let allowed = (1 << 12) | (1 << 13) | (1 << 14) | (1_u64 << 39);
+    assert_eq!(capabilities & !allowed, 0, "effective capabilities {capabilities:#x}");
+    assert_eq!(field("NoNewPrivs"), "1");
+
+    // Context switches, unlike CPU time, are exact on a busy machine. The last ping's passive
+    // keepalive and the last look at an active peer are over after twenty seconds.
+    std::thread::sleep(Duration::from_secs(25));
+    let switches = |pid: u32| -> u64 {
+        fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap()
+            .flatten()
+            .map(|task| fs::read_to_string(task.path().join("status")).unwrap_or_default())
+            .flat_map(|status| {
+                status
+                    .lines()
+                    .filter(|line| line.starts_with("voluntary_ctxt_switches"))
+                    .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+                    .collect::<Vec<_>>()
+            })
+            .sum()
+    };
+    let before = switches(pid);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(switches(pid) - before, 0, "wake-ups in five idle seconds");
+    world.finish();
+}
+
+#[test]
+fn bad_input_is_one_clear_error_with_its_exit_code() {
+    let lab = Lab::new().unwrap();
+    let namespace = lab.namespace("bad").unwrap();
+    let program = Implementation::Millrace.program().unwrap();
+    let key = lab.directory().join("key");
+    fs::write(&key, random_key().unwrap()).unwrap();
+    let name = lab.interface_name();
+    let start = |toml: String| {
+        let file = lab.directory().join("bad.toml");
+        fs::write(&file, toml).unwrap();
+        let mut command = namespace.command(&program);
+        command.arg("--config").arg(&file);
+        let output = namespace.output(&mut command, "").unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let head = |name: &str, port: u16| {
+        format!(
+            "schema = 1\n[interface]\nname = \"{name}\"\nlisten_port = {port}\n\
+             private_key_file = \"{}\"\n",
+            key.display()
+        )
+    };
+    // An occupied port.
+    let socket = namespace.run(|| std::net::UdpSocket::bind("0.0.0.0:51820").unwrap());
+    let (code, said) = start(head(&name, 51820));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("51820") && said.contains("ss -ulpn"), "{said}");
+    drop(socket);
+    // A name that is taken.
+    namespace.ip([format!("link add {name} type veth peer name other")]).unwrap();
+    let (code, said) = start(head(&name, 51821));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&name) && said.contains("another name"), "{said}");
+    // Two peers with one prefix.
+    let peer = || {
+        let key = random_key().unwrap();
+        format!("[[peer]]\npublic_key = \"{key}\"\nallowed_ips = [\"10.9.0.0/16\"]\n")
+    };
+    let (code, said) = start(head("mrbad1", 51821) + &peer() + &peer());
+    assert_eq!(code, Some(7), "{said}");
+    assert!(said.contains("10.9.0.0/16"), "{said}");
+    // A missing key file.
+    fs::remove_file(&key).unwrap();
+    let (code, said) = start(head("mrbad2", 51821));
+    assert_eq!(code, Some(7), "{said}");
+    assert!(said.contains("genkey"), "{said}");
+    assert!(!Path::new("/run/wireguard/mrbad2.sock").exists());
+}
+
+#[test]
+fn a_vanished_interface_ends_the_daemon_with_a_clear_error() {
+    let mut world = world();
+    let (namespace, name) =
+        (world.tunnel.b.namespace().clone(), world.tunnel.b.interface().to_owned());
+    namespace.ip([format!("link del {name}")]).unwrap();
+    let daemon = world.tunnel.b.daemon();
+    let ended = wait_for("the daemon to end", LIMIT, || daemon.ended()).unwrap();
+    assert_eq!(ended.code(), Some(1));
+    assert!(daemon.log().contains("is gone"), "{}", daemon.log_tail());
+    world.finish();
+}
