@@ -5,12 +5,15 @@
 //! millrace-probe lengths ADDRESS:PORT FIRST LAST MARKER
 //!                                               one datagram of each length there and back
 //! millrace-probe send ADDRESS:PORT TEXT         one datagram, no answer awaited
+//! millrace-probe uapi INTERFACE                 what the device's UAPI socket says, keys left out
 //! ```
 
 use std::{
     env,
     error::Error,
-    net::{SocketAddr, UdpSocket},
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, UdpSocket},
+    os::unix::net::UnixStream,
     process::ExitCode,
     thread,
 };
@@ -57,8 +60,19 @@ fn run(words: &[String]) -> Result<(), Box<dyn Error>> {
             UdpSocket::bind(any)?.send_to(text.as_bytes(), address)?;
             Ok(())
         }
+        ["uapi", interface] => {
+            let mut socket = UnixStream::connect(format!("/run/wireguard/{interface}.sock"))?;
+            socket.write_all(b"get=1\n\n")?;
+            // The server would wait for another request.
+            socket.shutdown(Shutdown::Write)?;
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer)?;
+            let secret = |line: &&str| !line.contains("private_key") && !line.contains("preshared");
+            answer.lines().filter(secret).for_each(|line| println!("{line}"));
+            Ok(())
+        }
         _ => Err("usage: echo ADDRESS:PORT | lengths ADDRESS:PORT FIRST LAST MARKER | \
-                  send ADDRESS:PORT TEXT"
+                  send ADDRESS:PORT TEXT | uapi INTERFACE"
             .into()),
     }
 }

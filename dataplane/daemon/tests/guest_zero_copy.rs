@@ -1,0 +1,302 @@
+//! AF_XDP zero-copy for real: our data plane inside a QEMU guest, on cards whose drivers do it, with
+//! that kernel's own WireGuard as the peer.
+//!
+//! ```text
+//!  guest, root namespace: millrace on eth1 ── tap ── bridge ── tap ── eth0: wg0 .. guest, namespace `peer`
+//! ```
+//! The bridge is in a namespace of the lab, where every frame is captured. The guest's CPU is
+//! software, so this proves function and no speed.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::{net::IpAddr, time::Duration};
+
+use millrace_lab::{
+    Capture, Card, Guest, GuestOptions, Lab, Marker, Namespace, Result, Wire,
+    keys::{KeyPair, random_key},
+};
+
+/// For things that happen at once, on a slow guest on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// igb takes a second to attach and then has no carrier for a moment; after a failure the data
+/// plane waits up to 30 s before it tries again.
+const ATTACHED: Duration = Duration::from_secs(40);
+
+/// How many peers there may be until both queues have had packets: chance puts each flow in one of
+/// two, so that all in one queue happens once in 32,768 runs.
+const PEERS_MAX: u32 = 16;
+
+/// The guest with both ends of the tunnel in it. Fields are dropped in this order.
+struct World {
+    guest: Guest,
+    capture: Capture,
+    keys: KeyPair,
+    peers: u32,
+    marker: Marker,
+    _outside: Namespace,
+    _lab: Lab,
+}
+
+impl World {
+    fn new(card: Card) -> Result<Self> {
+        let lab = Lab::new()?;
+        let outside = lab.namespace("outside")?;
+        // A virtio card has as many queues as its tap; igb has its own.
+        let queues = if card == Card::Virtio { 2 } else { 1 };
+        let multi = if queues > 1 { "multi_queue" } else { "" };
+        outside.ip([
+            "link add bridge type bridge".to_owned(),
+            "tuntap add tap0 mode tap".into(),
+            format!("tuntap add tap1 mode tap {multi}"),
+            "link set tap0 master bridge up".into(),
+            "link set tap1 master bridge up".into(),
+            "link set bridge up".into(),
+        ])?;
+        let capture = Capture::start(&lab, &outside)?;
+        let tap = |number, queues| Wire::Tap { name: format!("tap{number}"), queues };
+        let options = GuestOptions::new(card, vec![tap(0, 1), tap(1, queues)])
+            .program("millrace-probe")?
+            .program("millrace-dataplane")?;
+        let mut guest = Guest::boot(&lab, &outside, "guest", &options)?;
+        println!("{card:?} on Linux {}", guest.kernel());
+        let keys = KeyPair::generate()?;
+        guest.run(&setup(card, &keys))?;
+        let marker = Marker::random()?;
+        let (_outside, _lab) = (outside, lab);
+        Ok(Self { guest, capture, keys, peers: 0, marker, _outside, _lab })
+    }
+
+    /// Starts the data plane and waits until it receives and sends with zero-copy.
+    fn start(&mut self) -> Result<()> {
+        self.guest.run(
+            "cd /tmp; millrace-dataplane --config /etc/millrace.toml >> /tmp/millrace.log 2>&1 &
+             echo $! > /tmp/millrace.pid",
+        )?;
+        self.guest.wait_until("the data plane", SOON, "millrace-probe uapi mr0 >/dev/null")?;
+        self.wait_for_zero_copy()
+    }
+
+    fn wait_for_zero_copy(&mut self) -> Result<()> {
+        let script = "millrace-probe uapi mr0 > /tmp/uapi; cat /tmp/uapi /tmp/millrace.log
+                      grep -q '^mr_receive=xdp-zerocopy$' /tmp/uapi &&
+                      grep -q '^mr_transmit=xdp-zerocopy$' /tmp/uapi";
+        self.guest.wait_until("zero-copy both ways", ATTACHED, script)
+    }
+
+    /// One line of the data plane's status, without its key.
+    fn fact(&mut self, key: &str) -> Result<String> {
+        self.guest.run(&format!("millrace-probe uapi mr0 | sed -n 's/^mr_{key}=//p'"))
+    }
+
+    /// Frames received and sent through AF_XDP.
+    fn frames(&mut self) -> Result<[u64; 2]> {
+        let text = self.fact("xdp_frames")?;
+        let mut numbers = text.split_whitespace().map(|number| number.parse().unwrap());
+        Ok([numbers.next().unwrap(), numbers.next().unwrap()])
+    }
+
+    /// Adds the kernel's next WireGuard device, at its own outer address and so in its own flow.
+    fn add_peer(&mut self) -> Result<u32> {
+        self.peers += 1;
+        let n = self.peers;
+        let (keys, preshared_key) = (KeyPair::generate()?, random_key()?);
+        let (private, public, ours) = (&keys.private, &keys.public, &self.keys.public);
+        self.guest.run(&format!(
+            "umask 077; echo {private} > /tmp/key; echo {preshared_key} > /tmp/psk
+             peer() {{ ip netns exec peer \"$@\"; }}
+             peer ip addr add 10.9.0.{outer}/24 dev eth0
+             peer ip addr add fd09::{outer}/64 dev eth0 nodad
+             peer ip rule add fwmark {n} table {table}
+             peer ip route add 10.9.0.0/24 dev eth0 src 10.9.0.{outer} table {table}
+             peer ip link add wg{n} type wireguard
+             peer wg set wg{n} private-key /tmp/key listen-port {port} fwmark {n} peer {ours} \\
+                preshared-key /tmp/psk endpoint 10.9.0.1:51820 allowed-ips 10.77.0.1/32,fd77::1/128
+             peer ip link set wg{n} up
+             peer ip addr add 10.77.{n}.2/32 dev wg{n}; peer ip addr add fd77:{n}::2/128 dev wg{n} nodad
+             wg set mr0 peer {public} preshared-key /tmp/psk endpoint 10.9.0.{outer}:{port} \\
+                allowed-ips 10.77.{n}.0/24,fd77:{n}::/64
+             ip route replace 10.77.{n}.0/24 dev mr0; ip route replace fd77:{n}::/64 dev mr0
+             # Which device answers millrace depends on the address that was asked.
+             peer ip rule add from 10.77.{n}.2 table {back}; peer ip -6 rule add from fd77:{n}::2 table {back}
+             peer ip route add 10.77.0.1/32 dev wg{n} table {back}
+             peer ip -6 route add fd77::1/128 dev wg{n} table {back}
+             rm /tmp/key /tmp/psk",
+            outer = 10 + n,
+            port = 51820 + n,
+            table = 100 + n,
+            back = 200 + n,
+        ))?;
+        Ok(n)
+    }
+
+    fn ping(&mut self, n: u32) -> Result<()> {
+        let what = format!("a ping of peer {n}");
+        self.guest.wait_until(&what, SOON, &format!("ping -c 1 -W 1 10.77.{n}.2"))?;
+        let all = self.guest.run(&format!("ping -q -c 5 -i 0.2 -W 2 10.77.{n}.2"))?;
+        assert!(all.contains(" 0% packet loss"), "{all}");
+        Ok(())
+    }
+
+    /// The kernel goes on over IPv6 outside, and millrace follows it.
+    fn move_to_ipv6(&mut self, n: u32) -> Result<()> {
+        let ours = &self.keys.public;
+        self.guest.run(&format!(
+            "ip netns exec peer wg set wg{n} peer {ours} endpoint [fd09::1]:51820"
+        ))?;
+        let ping = format!("ip netns exec peer ping -c 1 -W 1 -I 10.77.{n}.2 10.77.0.1");
+        self.guest.wait_until("a ping by the kernel over IPv6", SOON, &ping)?;
+        let endpoints = self.guest.run("wg show mr0 endpoints")?;
+        assert!(endpoints.contains(&format!("[fd09::{}]:{}", 10 + n, 51820 + n)), "{endpoints}");
+        Ok(())
+    }
+
+    /// Packets that each receive queue of eth1 has had (virtio: has given to AF_XDP).
+    fn queue_packets(&mut self) -> Result<[u64; 2]> {
+        let text = self.guest.run(
+            "ethtool -S eth1 | sed -nE 's/^ *(rx_queue_[01]_packets|rx[01]_xdp_redirects): //p'",
+        )?;
+        let numbers: Vec<u64> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+        Ok(numbers.try_into().unwrap())
+    }
+
+    fn every_length(&mut self, address: &str) -> Result<()> {
+        let log = "/tmp/echo";
+        self.guest
+            .run(&format!("ip netns exec peer millrace-probe echo {address} > {log} 2>&1 &"))?;
+        self.guest.wait_until("the echo", SOON, &format!("grep echoing {log}"))?;
+        let marker = self.marker.hex();
+        let line = format!("millrace-probe lengths {address} 0 1500 {marker}");
+        let said = self.guest.run_within(Duration::from_secs(100), &line)?;
+        println!("{address}: {said}");
+        assert!(said.starts_with("passed 1501 "), "{said}");
+        Ok(())
+    }
+
+    /// What the guest's kernel must not have said, and what must not have been seen outside.
+    fn finish(mut self) -> Result<()> {
+        println!("{}", self.guest.run("millrace-probe uapi mr0 | grep '^mr_[rtq]'")?);
+        let complaints = "dmesg | grep -E 'transmit queue|Tx Unit Hang|BUG:|WARNING:|Call Trace'";
+        assert!(!self.guest.succeeds(complaints)?, "{}", self.guest.run("dmesg")?);
+        let addresses = ["10.77.0.1", "10.77.1.2", "fd77::1", "fd77:1::2"];
+        let inner: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let report = self.capture.finish(&[self.marker], &inner)?;
+        assert_eq!(report.missed, 0, "tcpdump missed frames");
+        println!("{} packets outside, none shows the inside", report.packets);
+        report.check()
+    }
+}
+
+/// Both ends of the guest, without tunnels: the data plane's configuration has no peer.
+fn setup(card: Card, keys: &KeyPair) -> String {
+    let driver = if card == Card::Virtio { "virtio_net" } else { "igb" };
+    // By default igb looks at addresses only; every peer has its own.
+    let private = &keys.private;
+    format!(
+        "load {driver} wireguard tun
+         sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
+         ethtool -L eth1 combined 2 2>/dev/null || true
+         ip netns add peer
+         ip link set eth0 netns peer
+         ip -n peer link set lo up
+         ip -n peer link set eth0 up
+         ip -n peer addr add 10.9.0.2/24 dev eth0
+         ip addr add 10.9.0.1/24 dev eth1
+         ip addr add fd09::1/64 dev eth1 nodad
+         ip link set eth1 up
+         umask 077; echo {private} > /etc/millrace.key
+         cat > /etc/millrace.toml <<'END'
+schema = 1
+[interface]
+name = \"mr0\"
+private_key_file = \"/etc/millrace.key\"
+listen_port = 51820
+address = [\"10.77.0.1/24\", \"fd77::1/64\"]
+mtu = 1420
+[dataplane]
+receive = \"xdp-zerocopy\"
+transmit = \"xdp-zerocopy\"
+device = [\"eth1\"]
+END"
+    )
+}
+
+fn zero_copy_carries_everything(card: Card) -> Result<()> {
+    let mut world = World::new(card)?;
+    world.start()?;
+    println!("{} queues: {}", world.fact("queues")?, world.fact("receive_reason")?);
+    let first = world.add_peer()?;
+    world.ping(first)?;
+
+    let before = world.frames()?;
+    world.every_length("10.77.1.2:7")?;
+    world.move_to_ipv6(first)?;
+    world.every_length("[fd77:1::2]:8")?;
+    let after = world.frames()?;
+    // Nearly all of them: the packets before a look-up of the next hop go by the socket.
+    for (way, i) in [("received", 0), ("sent", 1)] {
+        let frames = after[i] - before[i];
+        let reason = world.fact("transmit_reason")?;
+        assert!(
+            frames >= 2 * 1400,
+            "{way} {frames} frames through AF_XDP of 3002; transmit: {reason}"
+        );
+    }
+
+    world.guest.run("ip netns exec peer iperf3 -s -D --forceflush")?;
+    for reverse in ["", "-R"] {
+        let line = format!("iperf3 -c 10.77.1.2 -t 2 --connect-timeout 5000 {reverse}");
+        let said = world.guest.run(&line)?;
+        println!("{}", said.lines().filter(|line| line.contains("receiver")).collect::<String>());
+    }
+
+    // More flows, until each of the two queues has had some.
+    let mut packets = world.queue_packets()?;
+    let before = packets;
+    while packets.iter().zip(before).any(|(now, before)| *now < before + 5) {
+        assert!(world.peers < PEERS_MAX, "one queue of two stays silent: {before:?} {packets:?}");
+        let next = world.add_peer()?;
+        world.ping(next)?;
+        packets = world.queue_packets()?;
+    }
+    println!("{} peers, packets by queue {packets:?}", world.peers);
+    for n in 1..=world.peers {
+        world.ping(n)?;
+    }
+
+    world.guest.run("ip link set eth1 down")?;
+    world.guest.run("ip link set eth1 up; ip addr replace fd09::1/64 dev eth1 nodad")?;
+    world.wait_for_zero_copy()?;
+    world.ping(first)?;
+
+    world.guest.run("wg showconf mr0 > /tmp/mr0.conf")?;
+    let pid = world.guest.run("cat /tmp/millrace.pid")?;
+    world.guest.run(&format!("kill -9 {pid}"))?;
+    let gone = "! ip link show dev eth1 | grep -q xdp";
+    world.guest.wait_until("XDP to be gone", SOON, gone)?;
+    let reach = "ip netns exec peer ping -c 1 -W 1 10.9.0.1";
+    world.guest.wait_until("a host that is reachable without its data plane", SOON, reach)?;
+    world.start()?;
+    let restored = "wg setconf mr0 /tmp/mr0.conf
+        for n in $(seq 1 $peers); do
+          ip route replace 10.77.$n.0/24 dev mr0; ip route replace fd77:$n::/64 dev mr0
+        done";
+    world.guest.run(&format!("peers={}\n{restored}", world.peers))?;
+    world.ping(first)?;
+    let frames = world.frames()?;
+    // Six pings; the first go by the socket while the next hop is looked up.
+    assert!(
+        frames.iter().all(|&frames| frames >= 3),
+        "{frames:?} through AF_XDP after the restart"
+    );
+    world.finish()
+}
+
+#[test]
+fn virtio() -> Result<()> {
+    zero_copy_carries_everything(Card::Virtio)
+}
+
+#[test]
+fn igb() -> Result<()> {
+    zero_copy_carries_everything(Card::Igb)
+}
