@@ -60,7 +60,9 @@ fn peers(out: &mut String, peers: &[Peer]) {
     ];
     rows.extend(peers.iter().map(|peer| {
         [
-            peer.public_key.chars().take(10).collect::<String>() + "…",
+            peer.name
+                .clone()
+                .unwrap_or_else(|| peer.public_key.chars().take(10).collect::<String>() + "…"),
             peer.endpoint.clone().unwrap_or_else(|| "–".to_owned()),
             peer.allowed_ips.join(", "),
             peer.last_handshake_age_seconds.map_or_else(|| "never".to_owned(), age),

@@ -1,4 +1,5 @@
 //! The command as scripts use it: exit codes, what goes to which stream, and a real data plane.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
 use std::io::Write;

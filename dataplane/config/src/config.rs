@@ -244,6 +244,19 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The same with the values of `running` for every key of [`Self::restart_keys`]: what runs
+    /// after a reload.
+    pub fn keeping_restart_keys(&self, running: &Self) -> Self {
+        let mut config = self.clone();
+        config.interface.name.clone_from(&running.interface.name);
+        config.interface.listen_port = running.interface.listen_port;
+        config.dataplane = running.dataplane.clone();
+        config.offload = running.offload;
+        config
+    }
+}
+
 /// An address with an optional prefix length; without one it is a single host.
 pub(crate) fn parse_net(text: &str) -> Result<IpNet, &'static str> {
     if let Ok(net) = text.parse::<IpNet>() {

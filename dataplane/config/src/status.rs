@@ -62,6 +62,8 @@ pub struct Offload {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Peer {
+    /// As the configuration has it.
+    pub name: Option<String>,
     pub public_key: String,
     pub endpoint: Option<String>,
     pub allowed_ips: Vec<String>,
@@ -101,6 +103,9 @@ impl Status {
             offloads: facts(&state.facts, "offload").filter_map(offload).collect(),
         };
         let mut warnings: Vec<String> = facts(&state.facts, "note").map(str::to_owned).collect();
+        if let Some(why) = facts(&state.facts, "config_error").next() {
+            warnings.push(format!("the configuration file is not what runs: {why}"));
+        }
         if let Some(why) = dataplane.steering.strip_prefix("off: ") {
             warnings.push(format!("one worker only: {why}"));
         }
@@ -144,6 +149,7 @@ impl Peer {
         let number = |key: &str| fact(key).parse().unwrap_or(0);
         let (handshake_seconds, _) = state.last_handshake;
         Self {
+            name: facts(&state.facts, "name").next().map(str::to_owned),
             public_key: state.public_key.to_base64(),
             endpoint: state.endpoint.map(|endpoint| endpoint.to_string()),
             allowed_ips: state.allowed_ips.iter().map(ToString::to_string).collect(),

@@ -113,7 +113,7 @@ impl PeerChange {
     }
 }
 
-/// The numbers that answer a request (Linux errno; WireGuard sends them as they are).
+/// The numbers that answer a request (Linux errno).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Errno {
@@ -126,7 +126,7 @@ pub enum Errno {
     AddressInUse = 98,
 }
 
-/// Why a text is no request; the answer is `errno=22` and this goes to the log.
+/// Why a text is no request; the answer is `errno=-22` and this goes to the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("UAPI line {line}: {key}: {defect}")]
 pub struct UapiError {
@@ -355,9 +355,10 @@ impl PeerState {
     }
 }
 
-/// The answer to a request that is not a successful `get`.
+/// The answer to a request that is not a successful `get`. The number goes out negative: `wg` takes
+/// it for what a kernel call returned.
 pub fn errno_text(errno: Errno) -> String {
-    format!("errno={}\n\n", errno as i32)
+    format!("errno={}\n\n", -(errno as i32))
 }
 
 const KEY_SHAPE: &str = "a key has 64 hexadecimal digits";

@@ -1,12 +1,14 @@
 //! How other threads talk to the slow thread, which alone owns the WireGuard device: commands in a
 //! queue, an eventfd that wakes it, answers in a channel of their own.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use millrace_config::PublicKey;
 use millrace_config::uapi::{DeviceState, Errno, SetRequest};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -24,8 +26,19 @@ pub enum Command {
     Set { change: SetRequest, reply: Sender<Result<(), Refusal>> },
     /// `[interface] mtu` changed: padding and segment limits follow.
     SetMtu(u16),
+    /// The configuration file was read again, or could not be.
+    SetAbout(About),
     /// Leave the main loop, stop the workers, release everything.
     Stop,
+}
+
+/// What `status` says of the configuration file; the device itself does not need it.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// Names that the operator gave to peers.
+    pub names: HashMap<PublicKey, String>,
+    /// Why the file as it stands now is not what runs.
+    pub config_error: Option<String>,
 }
 
 /// Why a change was not made.
@@ -78,6 +91,10 @@ impl ControlHandle {
 
     pub fn set_mtu(&self, mtu: u16) -> Result<(), Refusal> {
         self.send(Command::SetMtu(mtu))
+    }
+
+    pub fn set_about(&self, about: About) -> Result<(), Refusal> {
+        self.send(Command::SetAbout(about))
     }
 
     pub fn stop(&self) -> Result<(), Refusal> {

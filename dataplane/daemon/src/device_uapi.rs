@@ -27,7 +27,11 @@ pub fn state(device: &Device, facts: &Facts, steering: &Steering) -> DeviceState
     let mut places = std::collections::HashMap::new();
     for view in device.peers() {
         places.insert(view.peer.slot, state.peers.len());
-        state.peers.push(peer_state(&view));
+        let mut peer = peer_state(&view);
+        if let Some(name) = facts.about.names.get(&peer.public_key) {
+            peer.facts.push(("name".into(), name.clone()));
+        }
+        state.peers.push(peer);
     }
     for (net, slot) in device.allowed_ips() {
         if let Some(&place) = places.get(&slot) {

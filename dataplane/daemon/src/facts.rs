@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use millrace_wg::DropCounters;
 
+use crate::control::About;
 use crate::io::udp::UdpSocket;
 use crate::io::xdp_port::{Port, PortStatus};
 use crate::offload::Offloads;
@@ -21,6 +22,7 @@ pub struct Facts {
     pub drops: Vec<Arc<DropCounters>>,
     pub worker_sockets: Vec<Arc<UdpSocket>>,
     pub notes: Vec<String>,
+    pub about: About,
     /// The AF_XDP port, or why there is none.
     pub port: Result<Port, String>,
 }
@@ -65,6 +67,9 @@ impl Facts {
         }
         for note in &self.notes {
             put("note", note.clone());
+        }
+        if let Some(error) = &self.about.config_error {
+            put("config_error", error.clone());
         }
         // A value is one line.
         for (_, value) in &mut lines {

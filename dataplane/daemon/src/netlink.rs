@@ -84,7 +84,7 @@ impl Interface {
         message.header.index = self.index;
         message.attributes.push(AddressAttribute::Local(address.addr()));
         let message = RouteNetlinkMessage::DelAddress(message);
-        self.request(&format!("removing the address {address}"), message, 0)
+        self.remove(&format!("removing the address {address}"), message)
     }
 
     pub fn add_route(&mut self, net: IpNet) -> Result<(), Failure> {
@@ -94,7 +94,7 @@ impl Interface {
 
     pub fn remove_route(&mut self, net: IpNet) -> Result<(), Failure> {
         let message = RouteNetlinkMessage::DelRoute(self.route(net));
-        self.request(&format!("removing the route to {net}"), message, 0)
+        self.remove(&format!("removing the route to {net}"), message)
     }
 
     fn route(&self, net: IpNet) -> RouteMessage {
@@ -116,6 +116,18 @@ impl Interface {
         message
     }
 
+    /// What is gone already is as good as removed.
+    fn remove(&mut self, what: &str, message: RouteNetlinkMessage) -> Result<(), Failure> {
+        match self.exchange(message, 0) {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EADDRNOTAVAIL)) =>
+            {
+                Ok(())
+            }
+            result => result.map_err(|error| self.failure(what, &error)),
+        }
+    }
+
     /// Sends one request and reads its acknowledgement.
     fn request(
         &mut self,
@@ -123,22 +135,24 @@ impl Interface {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<(), Failure> {
-        self.exchange(message, flags).map_err(|error| {
-            let doing = format!("{what} on the interface {}", self.name);
-            match error.raw_os_error() {
-                Some(libc::ENODEV) => Failure::new(
-                    Exit::Error,
-                    format!("{doing}: the interface is gone"),
-                    "somebody removed it: start again, and remove it with `millrace down`",
-                ),
-                Some(libc::EOPNOTSUPP | libc::EACCES) if what.contains(':') => Failure::new(
-                    Exit::NotSupported,
-                    format!("{doing}: {error}"),
-                    "IPv6 is off on this host: turn it on, or leave IPv6 out of the configuration",
-                ),
-                _ => Failure::from_io(&doing, &error),
-            }
-        })
+        self.exchange(message, flags).map_err(|error| self.failure(what, &error))
+    }
+
+    fn failure(&self, what: &str, error: &io::Error) -> Failure {
+        let doing = format!("{what} on the interface {}", self.name);
+        match error.raw_os_error() {
+            Some(libc::ENODEV) => Failure::new(
+                Exit::Error,
+                format!("{doing}: the interface is gone"),
+                "somebody removed it: start again, and remove it with `millrace down`",
+            ),
+            Some(libc::EOPNOTSUPP | libc::EACCES) if what.contains(':') => Failure::new(
+                Exit::NotSupported,
+                format!("{doing}: {error}"),
+                "IPv6 is off on this host: turn it on, or leave IPv6 out of the configuration",
+            ),
+            _ => Failure::from_io(&doing, error),
+        }
     }
 
     fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {

@@ -15,7 +15,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::control::{self, ControlHandle};
+use crate::control::{self, About, ControlHandle};
 use crate::facts::Facts;
 use crate::failure::Failure;
 use crate::io::lane::{Lane, Mailbox};
@@ -141,6 +141,7 @@ impl Dataplane {
             drops: drops.clone(),
             worker_sockets: sockets,
             notes: options.notes,
+            about: About::default(),
             port: port_of_rings,
         };
         let own_drops = Arc::clone(&drops[drops.len() - 1]);

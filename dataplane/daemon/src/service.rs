@@ -14,7 +14,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::control::{ControlHandle, Refusal};
+use crate::control::{About, ControlHandle, Refusal};
 use crate::failure::Failure;
 use crate::netlink::Interface;
 use crate::run::{Dataplane, Options};
@@ -55,6 +55,7 @@ fn serve(
     set_interface(&settings.config, None)?;
     let (change, unresolved) = settings.to_change();
     set(control, change)?;
+    about(control, settings, None)?;
     look_up_later(control, unresolved);
     let _socket = UapiSocket::start(&name, control.clone())?;
     let _pid_file = PidFile::write(&name)?;
@@ -69,7 +70,10 @@ fn serve(
         notify(&[NotifyState::Reloading]);
         match reload(settings, control) {
             Ok(()) => tracing::info!("reloaded"),
-            Err(failure) => tracing::error!("not reloaded, the old state stays: {failure}"),
+            Err(failure) => {
+                tracing::error!("not reloaded, the old state stays: {failure}");
+                about(control, settings, Some(failure.to_string()))?;
+            }
         }
         notify(&[NotifyState::Ready]);
     }
@@ -83,18 +87,33 @@ fn reload(settings: &mut Settings, control: &ControlHandle) -> Result<(), Failur
     if !restart.is_empty() {
         tracing::warn!(keys = restart.join(", "), "these keys take effect at the next start");
     }
-    let mut config = new.config.clone();
-    // What needs a restart stays as it runs.
-    config.interface.name.clone_from(&settings.config.interface.name);
-    set_interface(&config, Some(&settings.config))?;
+    let config = new.config.keeping_restart_keys(&settings.config);
     let (change, unresolved) = new.to_change();
-    set(control, change)?;
+    let changed =
+        set_interface(&config, Some(&settings.config)).and_then(|()| set(control, change));
+    if let Err(failure) = changed {
+        // Half of it may be done: back to what was. If that fails too, the first reason counts.
+        let back = set_interface(&settings.config, Some(&config));
+        let _ = back.and_then(|()| set(control, settings.to_change().0));
+        return Err(failure);
+    }
     let mtu = config.interface.mtu.unwrap_or(MTU_DEFAULT);
     control.set_mtu(mtu).map_err(|refusal| refused(&refusal))?;
+    about(control, &new, None)?;
     look_up_later(control, unresolved);
     new.config = config;
     *settings = new;
     Ok(())
+}
+
+/// Tells `status` what it cannot know from the device.
+fn about(
+    control: &ControlHandle,
+    settings: &Settings,
+    config_error: Option<String>,
+) -> Result<(), Failure> {
+    let about = About { names: settings.names(), config_error };
+    control.set_about(about).map_err(|refusal| refused(&refusal))
 }
 
 fn options(config: &Config) -> Result<Options, Failure> {

@@ -1,5 +1,6 @@
 //! A configuration file with everything that it names: key files read, host names looked up.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -73,6 +74,12 @@ impl Settings {
             .collect::<Result<_, _>>()?;
         let interface = interface.map(str::to_owned);
         Ok(Self { path: path.to_owned(), interface, config, private_key, preshared_keys })
+    }
+
+    /// Names of peers, for `status`.
+    pub fn names(&self) -> HashMap<PublicKey, String> {
+        let named = |peer: &Peer| Some((peer.public_key, peer.name.clone()?));
+        self.config.peers.iter().filter_map(named).collect()
     }
 
     /// The same file again, as it is now.

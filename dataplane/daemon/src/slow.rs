@@ -151,6 +151,7 @@ impl Slow {
                     let _ = reply.send(result);
                 }
                 Command::SetMtu(mtu) => self.device.set_mtu(mtu),
+                Command::SetAbout(about) => self.facts.about = about,
                 Command::Stop => return false,
             }
             self.drain();

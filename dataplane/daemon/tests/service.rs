@@ -3,6 +3,7 @@
 //! ```text
 //!  host a ── gateway a (millrace) ── router ── gateway b (millrace) ── host b
 //! ```
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
 

@@ -156,3 +156,10 @@ fn facts_cannot_forge_lines() {
     let text = state.to_text();
     assert_eq!(text.as_str(), "mr_warning=one errno=5  two\nerrno=0\n\n");
 }
+
+/// `wg set` says strerror(-N) of the number in the answer.
+#[test]
+fn error_numbers_go_out_negative() {
+    assert_eq!(errno_text(Errno::Ok), "errno=0\n\n");
+    assert_eq!(errno_text(Errno::NotSupported), "errno=-95\n\n");
+}
