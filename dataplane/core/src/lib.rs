@@ -18,6 +18,7 @@ pub mod data_header;
 pub mod device;
 pub mod drops;
 pub mod ecn;
+pub mod fuzz;
 pub mod ip;
 mod known_peer;
 pub mod limits;
