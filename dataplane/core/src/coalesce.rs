@@ -329,7 +329,11 @@ impl Flow {
         if self.packets == 1 {
             return emit_alone(inner[self.first], emit);
         }
-        let last_flags = inner[self.last][self.head.transport_at + 13] & (TCP_FIN | TCP_PSH);
+        let last_flags = match self.key.protocol {
+            PROTOCOL_TCP => inner[self.last][self.head.transport_at + 13] & (TCP_FIN | TCP_PSH),
+            // A UDP packet may be too short to have that byte.
+            _ => 0,
+        };
         let vnet = self.write_headers(inner[self.first], last_flags);
         let mut slices: ArrayVec<IoSlice<'_>, BATCH_PACKETS> = ArrayVec::new();
         slices.push(IoSlice::new(inner[self.first]));
