@@ -10,6 +10,7 @@ use std::{io, iter};
 use millrace_config::Exit;
 use millrace_config::uapi::{Errno, SetRequest};
 use millrace_wg::device::{Device, Output};
+use millrace_wg::limits::UNDER_LOAD_QUEUE;
 use millrace_wg::time::Clock;
 use millrace_wg::{Drop, DropCounters, Endpoint};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -103,8 +104,9 @@ impl Slow {
         if count == 0 {
             return;
         }
-        // Messages beyond this turn wait in the socket, uncounted; a full turn means that they do.
-        let waiting = if count == TURN_MESSAGES { TURN_MESSAGES } else { 0 };
+        // The socket does not tell how many wait behind a full turn. That many since the last look
+        // is a flood for a gateway; being wrong costs honest peers one round trip for a cookie.
+        let waiting = if count == TURN_MESSAGES { UNDER_LOAD_QUEUE } else { 0 };
         let waiting = waiting + self.queue.handshakes_waiting();
         let clock = now();
         for message in self.receiver.messages(count) {
