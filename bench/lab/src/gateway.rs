@@ -276,6 +276,8 @@ fn launch(
     interface: &str,
     options: &GatewayOptions,
 ) -> Result<Daemon> {
+    // Some implementations remove the directory of their sockets when they end.
+    fs::create_dir_all("/run/wireguard").map_err(Error::system("make /run/wireguard"))?;
     let mut command = namespace.command(options.implementation.program()?);
     let verbosity = |more, less| if options.verbose { more } else { less };
     match options.implementation {

@@ -144,10 +144,10 @@ fn restart_of_either_side(peer: Implementation) {
     // Who comes back has no session; its first packet makes one.
     world.tunnel.a.restart().unwrap();
     world.connect();
-    world.ping(&world.site.b, &world.site.a, 3);
+    world.ping_again(&world.site.b, &world.site.a);
     world.tunnel.b.restart().unwrap();
     connect(&world.site.b, &world.site.a, CONNECT).unwrap();
-    world.ping(&world.site.a, &world.site.b, 3);
+    world.ping_again(&world.site.a, &world.site.b);
     world.finish();
 }
 

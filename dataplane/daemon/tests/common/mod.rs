@@ -87,6 +87,16 @@ impl World {
         }
     }
 
+    /// As [`Self::ping`], right after a restart: packets of the lost session may go missing before the
+    /// new one carries all three.
+    pub fn ping_again(&self, from: &Side, to: &Side) {
+        for address in [IpAddr::from(to.host_v4), to.host_v6.into()] {
+            let ping = Ping { count: 3, marker: Some(self.watch.marker()), ..Ping::default() };
+            let whole = || ping.run(&from.host, address).unwrap().complete().then_some(());
+            millrace_lab::wait_for("three answered pings", CONNECT, whole).unwrap();
+        }
+    }
+
     /// Checks that nothing leaked. The last act of every test.
     pub fn finish(self) {
         drop(self.tunnel);
