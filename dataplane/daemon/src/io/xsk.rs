@@ -34,8 +34,12 @@ const REBIND_TIMEOUT: Duration = Duration::from_secs(2);
 const REBIND_PAUSE: Duration = Duration::from_millis(20);
 /// One system call of the copy mode moves 32 packets, so a full ring needs so many calls.
 const KICKS_MAX: u32 = TX_RING / 32 + 1;
-/// Frames that were not completed for so long mean that this queue does not send.
-pub const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Frames that were not completed for so long mean that this queue does not send. Shorter than the
+/// kernel's own watchdog (5 s), longer than an overloaded host keeps a virtual CPU waiting: one of
+/// 1 s took working cards for broken ones.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Frames that were not completed for so long: the device may have lost the call that woke it.
+const NUDGE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How packets come between the device and our memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,24 +322,8 @@ impl Xsk {
             if self.tx.waiting() == 0 || !self.tx.needs_wakeup() {
                 break;
             }
-            // SAFETY: without a buffer sendto reads nothing; it runs the driver's transmit half.
-            let kicked = unsafe {
-                libc::sendto(
-                    self.socket.as_raw_fd(),
-                    std::ptr::null(),
-                    0,
-                    libc::MSG_DONTWAIT,
-                    std::ptr::null(),
-                    0,
-                )
-            };
-            if kicked < 0 {
-                match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
-                    // It moved some and wants another call, or its completion ring is full.
-                    libc::EAGAIN | libc::EINTR => {}
-                    libc::EBUSY | libc::ENOBUFS => break,
-                    errno => return Err(Fault::Down { errno }),
-                }
+            if !self.kick()? {
+                break;
             }
             // Completions that we do not collect are what stops the kernel.
             self.reap(now);
@@ -344,6 +332,30 @@ impl Xsk {
             }
         }
         Ok(())
+    }
+
+    /// Runs the driver's transmit half; false if it can do nothing more now.
+    fn kick(&self) -> Result<bool, Fault> {
+        // SAFETY: without a buffer sendto reads nothing.
+        let kicked = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                std::ptr::null(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null(),
+                0,
+            )
+        };
+        if kicked >= 0 {
+            return Ok(true);
+        }
+        match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
+            // It moved some and wants another call, or its completion ring is full.
+            libc::EAGAIN | libc::EINTR => Ok(true),
+            libc::EBUSY | libc::ENOBUFS => Ok(false),
+            errno => Err(Fault::Down { errno }),
+        }
     }
 
     /// Collects completed frames and, while some are outstanding, keeps the device awake and
@@ -356,6 +368,9 @@ impl Xsk {
         }
         if now.since(self.progress) >= STALL_TIMEOUT {
             return Err(Fault::Stalled { outstanding });
+        }
+        if now.since(self.progress) >= NUDGE_TIMEOUT {
+            self.kick()?;
         }
         self.flush(now)
     }
