@@ -1,11 +1,11 @@
-//! Inner packets to few TUN writes: receive offload in user space, within one batch.
+//! Inner packets to few TUN writes: receive offload in user space, within one turn of a worker.
 //!
 //! Packets of a TCP or UDP flow that follow each other exactly become one super-packet with a
 //! vnet header, as the kernel's own GRO would make it: the kernel then handles them once. What is
 //! merged was verified before, because the kernel trusts a super-packet's checksums: merging would
 //! launder corruption otherwise. Payloads are not copied: a write is a list of slices.
 //!
-//! Order within a flow is never changed, and nothing is held from one batch to the next.
+//! Order within a flow is never changed, and nothing is held from one turn to the next.
 
 use std::io::IoSlice;
 
@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 
 use crate::checksum;
 use crate::ip::{PROTOCOL_TCP, PROTOCOL_UDP, V4_HEADER_LEN, V6_HEADER_LEN};
-use crate::limits::{BATCH_PACKETS, COALESCE_FLOWS};
+use crate::limits::{COALESCE_FLOWS, COALESCE_PACKETS, COALESCED_MAX};
 use crate::segment::{
     TCP_ACK, TCP_CHECKSUM, TCP_ECE, TCP_FIN, TCP_HEADER_LEN, TCP_PSH, UDP_CHECKSUM, UDP_HEADER_LEN,
 };
@@ -31,7 +31,7 @@ pub struct Coalescer {
     /// Flows that may still grow. Empty between calls.
     flows: ArrayVec<Flow, COALESCE_FLOWS>,
     /// For each packet of a flow but its last: the place of the flow's next packet.
-    next: [u8; BATCH_PACKETS],
+    next: [u8; COALESCE_PACKETS],
 }
 
 impl Default for Coalescer {
@@ -42,7 +42,7 @@ impl Default for Coalescer {
 
 impl Coalescer {
     pub fn new() -> Self {
-        Self { flows: ArrayVec::new(), next: [0; BATCH_PACKETS] }
+        Self { flows: ArrayVec::new(), next: [0; COALESCE_PACKETS] }
     }
 
     /// Gives every packet of `inner` to `emit`, alone or merged with others: a vnet header, and
@@ -53,7 +53,7 @@ impl Coalescer {
         inner: &mut [&'a mut [u8]],
         emit: &mut dyn FnMut(VnetHdr, &[IoSlice<'_>]),
     ) {
-        for inner in inner.chunks_mut(BATCH_PACKETS) {
+        for inner in inner.chunks_mut(COALESCE_PACKETS) {
             for place in 0..inner.len() {
                 match Class::of(inner[place], options) {
                     Class::Unrelated => emit_alone(inner[place], emit),
@@ -267,7 +267,8 @@ impl Flow {
     /// the id step, and verifies both sides of the first merge.
     fn takes(&mut self, segment: &Segment, inner: &[&mut [u8]], place: usize) -> bool {
         let (head, packet) = (&*inner[self.first], &*inner[place]);
-        let fits = segment.header_len == self.head.header_len
+        let fits = self.packets < COALESCED_MAX
+            && segment.header_len == self.head.header_len
             && segment.payload_len <= self.head.payload_len
             && self.len + segment.payload_len <= usize::from(u16::MAX);
         if !fits || !self.same_ip(head, packet) {
@@ -322,7 +323,7 @@ impl Flow {
 
     fn emit(
         &self,
-        next: &[u8; BATCH_PACKETS],
+        next: &[u8; COALESCE_PACKETS],
         inner: &mut [&mut [u8]],
         emit: &mut dyn FnMut(VnetHdr, &[IoSlice<'_>]),
     ) {
@@ -335,7 +336,7 @@ impl Flow {
             _ => 0,
         };
         let vnet = self.write_headers(inner[self.first], last_flags);
-        let mut slices: ArrayVec<IoSlice<'_>, BATCH_PACKETS> = ArrayVec::new();
+        let mut slices: ArrayVec<IoSlice<'_>, COALESCED_MAX> = ArrayVec::new();
         slices.push(IoSlice::new(inner[self.first]));
         let mut place = self.first;
         while place != self.last && !slices.is_full() {

@@ -17,7 +17,7 @@ use crate::drops::DropCounters;
 use crate::limits::{BATCH_PACKETS, MTU_DEFAULT};
 use crate::peer::{Endpoint, Peer, PeerSlot, PublicKey};
 use crate::replay::ReplayWindow;
-use crate::rx::{self, RxPacket};
+use crate::rx::{self, Opened, RxPacket};
 use crate::secret::Secret;
 use crate::session::{RxSession, TxSession};
 use crate::shared::{FastEvent, Shared, Tables};
@@ -132,7 +132,7 @@ pub fn datagrams(mut input: &[u8]) {
             source: Side::endpoint(0),
             ecn: head[1] & 3,
         });
-        let mut inner = ArrayVec::new();
+        let mut inner = Opened::new();
         rx::open(&shared, &tables, now, &mut packets, &drops, &mut |_| {}, &mut inner);
         assert!(packets.is_empty() && inner.is_empty(), "nothing forged gets through");
         count += 1;
@@ -166,7 +166,7 @@ fn through(
         .iter_mut()
         .map(|(datagram, ecn)| RxPacket { datagram, source, ecn: *ecn })
         .collect();
-    let mut inner: ArrayVec<&mut [u8], BATCH_PACKETS> = ArrayVec::new();
+    let mut inner = Opened::new();
     rx::open(shared, tables, now, &mut packets, drops, &mut |_| {}, &mut inner);
     let after: u64 = drops.iter().map(|(_, count)| count).sum();
     // The sender checks destinations, the receiver sources: those may still differ.

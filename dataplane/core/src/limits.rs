@@ -8,13 +8,19 @@ pub const BATCH_PACKETS: usize = 64;
 
 /// Datagrams in one UDP_SEGMENT send: every kernel that knows the option takes 64.
 pub const GSO_SEGMENTS_MAX: usize = 64;
-/// Bytes in one UDP_SEGMENT send: 65,535 less IP and UDP headers, rounded down.
-pub const GSO_BYTES_MAX: usize = 65_000;
-/// Bytes of datagrams in one transmit batch: a full batch at common MTUs, within half a
-/// level-2 cache, and at least one packet of the longest kind.
-pub const TX_SLAB_LEN: usize = BATCH_PACKETS * 2048;
-/// Flows that are being merged at the same time, within one batch.
-pub const COALESCE_FLOWS: usize = 8;
+/// Bytes in one UDP_SEGMENT send: 65,535 less IPv4 and UDP headers.
+pub const GSO_BYTES_MAX: usize = 65_507;
+/// Bytes of datagrams in one transmit batch: one full UDP_SEGMENT send. More would be cut into a
+/// full send and a short one, and what a send costs in the kernel hardly depends on its length.
+/// At least one packet of the longest kind fits.
+pub const TX_SLAB_LEN: usize = DATA_HEADER_LEN + u16::MAX as usize + PADDING_MULTIPLE + TAG_LEN;
+/// Opened packets among which the coalescer looks for neighbours: several full receives, because
+/// the runs that arrive are cut elsewhere than the super-packets that were sent.
+pub const COALESCE_PACKETS: usize = 4 * BATCH_PACKETS;
+/// Flows that are being merged at the same time, among those.
+pub const COALESCE_FLOWS: usize = 16;
+/// Packets of one merged super-packet.
+pub const COALESCED_MAX: usize = 64;
 
 /// Bytes before the ciphertext of a data message: type, receiver index, counter.
 pub const DATA_HEADER_LEN: usize = 16;

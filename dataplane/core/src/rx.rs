@@ -26,8 +26,8 @@ use crate::drops::DropCounters;
 use crate::ecn;
 use crate::ip::{IpPacket, Malformed};
 use crate::limits::{
-    BATCH_PACKETS, DATA_HEADER_LEN, KEEPALIVE_LEN, REJECT_AFTER_MESSAGES, REKEY_ON_RECEIVE_AGE,
-    TAG_LEN,
+    BATCH_PACKETS, COALESCE_PACKETS, DATA_HEADER_LEN, KEEPALIVE_LEN, REJECT_AFTER_MESSAGES,
+    REKEY_ON_RECEIVE_AGE, TAG_LEN,
 };
 use crate::peer::{Endpoint, Peer};
 use crate::replay::ReplayWindow;
@@ -46,6 +46,9 @@ pub struct RxPacket<'a> {
     pub ecn: u8,
 }
 
+/// Inner packets that were opened and wait to be merged and written.
+pub type Opened<'a> = ArrayVec<&'a mut [u8], COALESCE_PACKETS>;
+
 /// Empties `packets` and appends to `inner` what passed, trimmed and in the order of arrival.
 /// `inner` needs room for all of `packets`; packets beyond its room stay in `packets`.
 pub fn open<'a>(
@@ -55,7 +58,7 @@ pub fn open<'a>(
     packets: &mut ArrayVec<RxPacket<'a>, BATCH_PACKETS>,
     drops: &DropCounters,
     events: &mut dyn FnMut(FastEvent),
-    inner: &mut ArrayVec<&'a mut [u8], BATCH_PACKETS>,
+    inner: &mut Opened<'a>,
 ) {
     let room = packets.len().min(inner.remaining_capacity());
     let mut batch: ArrayVec<RxPacket<'a>, BATCH_PACKETS> = packets.drain(..room).collect();

@@ -178,7 +178,9 @@ impl TxBatch {
     ) -> Option<&mut [u8]> {
         let datagram_len = DATA_HEADER_LEN + padded_len + TAG_LEN;
         let at = self.used;
-        if self.sealed || self.slots.is_full() || at + datagram_len > self.slab.len() {
+        // A packet longer than a send may be has the batch for itself.
+        let len_max = if at == 0 { self.slab.len() } else { GSO_BYTES_MAX };
+        if self.sealed || self.slots.is_full() || at + datagram_len > len_max {
             return None;
         }
         match (self.runs.last_mut(), route) {

@@ -12,7 +12,7 @@ use millrace_aead::{OpeningKey, SealingKey};
 use millrace_wg::coalesce::{CoalesceOptions, Coalescer};
 use millrace_wg::limits::BATCH_PACKETS;
 use millrace_wg::replay::ReplayWindow;
-use millrace_wg::rx::{self, RxPacket};
+use millrace_wg::rx::{self, Opened, RxPacket};
 use millrace_wg::session::{RxSession, TxSession};
 use millrace_wg::tx::{Push, TxBatch};
 use millrace_wg::vnet::VnetHdr;
@@ -120,7 +120,7 @@ fn a_cycle_of_both_directions_allocates_nothing() {
         for datagram in wire[..len].chunks_mut(segment_len) {
             packets.push(RxPacket { datagram, source, ecn: 0 });
         }
-        let mut inner: ArrayVec<&mut [u8], BATCH_PACKETS> = ArrayVec::new();
+        let mut inner = Opened::new();
         rx::open(&shared, &inner_tables, now, &mut packets, &drops, &mut ignore, &mut inner);
         assert_eq!(inner.len(), SEGMENTS);
         coalescer.write(options, &mut inner, &mut |_, slices| {

@@ -3,8 +3,8 @@
 //!
 //! One turn:
 //! 1. *Receive* what the socket has, at most [`crate::io::udp::MESSAGES`] messages: split runs into
-//!    datagrams, open them in batches, merge what fits, write to the TUN device. The same with a
-//!    batch of frames of each AF_XDP socket, if this worker has some.
+//!    datagrams, open them in batches, merge what fits across batches, write to the TUN device. The
+//!    same with a batch of frames of each AF_XDP socket, if this worker has some.
 //! 2. *Transmit* what the TUN device has, at most `TURN_FLUSHES` batches: segment, seal, send.
 //! 3. If neither had anything, *wait* for both, without a time limit.
 //!
@@ -17,8 +17,10 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use millrace_wg::coalesce::{CoalesceOptions, Coalescer};
-use millrace_wg::limits::{BATCH_PACKETS, COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
-use millrace_wg::rx::{self, RxPacket};
+use millrace_wg::limits::{
+    BATCH_PACKETS, COALESCED_MAX, COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN,
+};
+use millrace_wg::rx::{self, Opened, RxPacket};
 use millrace_wg::segment::Plan;
 use millrace_wg::tx::{Push, Transmit, TxBatch};
 use millrace_wg::vnet::VnetHdr;
@@ -41,7 +43,7 @@ const FILL_READS: usize = 4 * BATCH_PACKETS;
 /// Batches that one turn sends before it looks at the socket again.
 const TURN_FLUSHES: usize = 4;
 /// Slices of one TUN write: the vnet header, the packet's headers, one payload a packet.
-const SLICES_MAX: usize = BATCH_PACKETS + 2;
+const SLICES_MAX: usize = COALESCED_MAX + 2;
 
 /// Descriptors that one wait looks at: socket, TUN, stop, mailbox, AF_XDP sockets.
 const POLL_MAX: usize = 4 + 64;
@@ -160,6 +162,7 @@ impl Worker {
         let tables = context.shared.tables.load();
         let mut inner_path = InnerPath { context, tun, coalescer, refused, tables: &tables };
         let mut packets: ArrayVec<RxPacket<'_>, BATCH_PACKETS> = ArrayVec::new();
+        let mut inner = Opened::new();
         for message in receiver.messages(count) {
             if message.segment_len == 0 {
                 if !message.bytes.is_empty() {
@@ -174,11 +177,12 @@ impl Worker {
                 }
                 packets.push(RxPacket { datagram, source: message.source, ecn: message.ecn });
                 if packets.is_full() {
-                    inner_path.deliver(&mut packets);
+                    inner_path.open(&mut packets, &mut inner);
                 }
             }
         }
-        inner_path.deliver(&mut packets);
+        inner_path.open(&mut packets, &mut inner);
+        inner_path.write(&mut inner);
         true
     }
 
@@ -200,6 +204,7 @@ impl Worker {
             let tables = context.shared.tables.load();
             let mut inner_path = InnerPath { context, tun, coalescer, refused, tables: &tables };
             let mut packets: ArrayVec<RxPacket<'_>, BATCH_PACKETS> = ArrayVec::new();
+            let mut inner = Opened::new();
             for frame in batch.frames() {
                 let Some(Datagram { payload, source, ecn }) = frame::parse(frame, ifindex) else {
                     context.drops.add(Drop::RxFrameInvalid, 1);
@@ -211,7 +216,8 @@ impl Worker {
                     not_data(context, source, payload);
                 }
             }
-            inner_path.deliver(&mut packets);
+            inner_path.open(&mut packets, &mut inner);
+            inner_path.write(&mut inner);
         }
         any
     }
@@ -306,23 +312,36 @@ struct InnerPath<'w> {
 }
 
 impl InnerPath<'_> {
-    /// Opens a batch and writes what it holds. Leaves `packets` empty.
-    fn deliver<'a>(&mut self, packets: &mut ArrayVec<RxPacket<'a>, BATCH_PACKETS>) {
+    /// Opens a batch and appends what it holds to `inner`, which is written first if it is full.
+    /// Leaves `packets` empty.
+    fn open<'a>(
+        &mut self,
+        packets: &mut ArrayVec<RxPacket<'a>, BATCH_PACKETS>,
+        inner: &mut Opened<'a>,
+    ) {
         if packets.is_empty() {
             return;
         }
-        let Context { shared, slow, offloads, drops, .. } = self.context;
-        let mut inner: ArrayVec<&'a mut [u8], BATCH_PACKETS> = ArrayVec::new();
+        if packets.len() > inner.remaining_capacity() {
+            self.write(inner);
+        }
+        let Context { shared, slow, drops, .. } = self.context;
         let mut events = |event| slow.push_event(event, drops);
-        rx::open(shared, self.tables, clock::now(), packets, drops, &mut events, &mut inner);
+        rx::open(shared, self.tables, clock::now(), packets, drops, &mut events, inner);
+    }
+
+    /// Merges and writes what was opened. Leaves `inner` empty.
+    fn write(&mut self, inner: &mut Opened<'_>) {
+        let offloads = &self.context.offloads;
         let options = CoalesceOptions {
             tcp: offloads.coalesce_tcp.is_on(),
             udp: offloads.coalesce_udp.is_on(),
         };
         let (tun, refused, context) = (self.tun, &mut *self.refused, self.context);
-        self.coalescer.write(options, &mut inner, &mut |vnet, slices| {
+        self.coalescer.write(options, inner, &mut |vnet, slices| {
             write_inner(context, tun, refused, vnet, slices);
         });
+        inner.clear();
     }
 }
 

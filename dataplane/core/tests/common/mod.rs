@@ -18,7 +18,7 @@ use arrayvec::ArrayVec;
 use millrace_wg::data_header::DataHeader;
 use millrace_wg::device::{Device, DeviceConfig, Output, PeerChange};
 use millrace_wg::limits::{BATCH_PACKETS, DATA_HEADER_LEN, MTU_DEFAULT, TAG_LEN};
-use millrace_wg::rx::{self, RxPacket};
+use millrace_wg::rx::{self, Opened, RxPacket};
 use millrace_wg::secret::Secret;
 use millrace_wg::time::{Clock, Instant};
 use millrace_wg::timestamp::Tai64n;
@@ -369,7 +369,7 @@ impl World {
         let mut events = Vec::new();
         let mut packets: ArrayVec<RxPacket<'_>, BATCH_PACKETS> = ArrayVec::new();
         packets.push(RxPacket { datagram: &mut datagram.bytes, source, ecn: datagram.tos & 3 });
-        let mut inner: ArrayVec<&mut [u8], BATCH_PACKETS> = ArrayVec::new();
+        let mut inner = Opened::new();
         let tables = node.shared.tables.load_full();
         let mut on_event = |event| events.push(event);
         rx::open(

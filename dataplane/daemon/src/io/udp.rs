@@ -16,6 +16,10 @@ use crate::failure::Failure;
 
 /// Messages that one call receives at most.
 pub const MESSAGES: usize = 32;
+/// The same while they are long: opened and written before the level-2 cache forgets them.
+const LONG_MESSAGES: usize = 4;
+/// From this average on messages are long.
+const LONG_MESSAGE_LEN: usize = 16_384;
 /// Room for the largest run of datagrams, and some bytes so that buffers do not share cache sets.
 const STRIDE: usize = 65_536 + 192;
 /// Room for GRO size, packet information, TOS and dropped count.
@@ -289,6 +293,8 @@ pub struct Receiver {
     names: Box<[SockAddrStorage]>,
     headers: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
+    /// Messages that the next call takes.
+    appetite: usize,
 }
 
 // SAFETY: the pointers in `headers` and `vectors` point into the other boxes of the same value,
@@ -320,12 +326,13 @@ impl Receiver {
             names: (0..MESSAGES).map(|_| SockAddrStorage::zeroed()).collect(),
             headers: vec![header; MESSAGES].into_boxed_slice(),
             vectors: vec![vector; MESSAGES].into_boxed_slice(),
+            appetite: MESSAGES,
         }
     }
 
     /// Receives what is there, at most `max` messages; 0 if nothing is.
     pub fn receive(&mut self, socket: &UdpSocket, max: usize) -> io::Result<usize> {
-        let count = max.min(MESSAGES);
+        let count = max.min(self.appetite);
         for (i, header) in self.headers.iter_mut().enumerate().take(count) {
             let buffer = &mut self.buffers[i * STRIDE..(i + 1) * STRIDE];
             self.vectors[i] =
@@ -352,7 +359,11 @@ impl Receiver {
             )
         };
         if received >= 0 {
-            return Ok(received as usize);
+            let received = received as usize;
+            let len: usize = self.headers[..received].iter().map(|h| h.msg_len as usize).sum();
+            let are_long = len >= received * LONG_MESSAGE_LEN;
+            self.appetite = if are_long { LONG_MESSAGES } else { MESSAGES };
+            return Ok(received);
         }
         match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
