@@ -7,7 +7,7 @@
 #include "drops.h"
 
 #define ABI_MAGIC 0x6d696c6c /* "mill" */
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 /* Capacities. Those of peers and sessions are set by the loader; what stands here is the default.
  * That of sessions is a power of two. */
@@ -19,12 +19,20 @@
 /* Room in a stats line for reasons to come without a new layout. */
 #define STATS_DROPS_MAX 64
 
+/* Addresses that are compared before LOCAL_ADDRESSES is searched. */
+#define NEAR_ADDRESSES_MAX 4
+
 /* Handshakes that one IPv4 /32 or IPv6 /64 may send: one per interval, and a burst. Generous,
- * because many peers may share one address behind a NAT; user space is strict under load. The
- * least recently seen prefix is forgotten when the table is full. */
+ * because many peers may share one address behind a NAT; user space is strict under load. */
 #define HANDSHAKE_INTERVAL_NS 2000000
 #define HANDSHAKE_BURST 512
-#define HANDSHAKE_PREFIXES_MAX 16384
+/* Buckets are kept in sets; the set of a prefix is chosen by its hash. The number of sets is a
+ * power of two. */
+#define HANDSHAKE_SETS_BITS 12
+#define HANDSHAKE_SETS (1 << HANDSHAKE_SETS_BITS)
+#define HANDSHAKE_WAYS 4
+/* Time is counted in 2^16 ns (66 us): 32 bits of it last 78 hours. */
+#define HANDSHAKE_TICK_SHIFT 16
 
 /* Slots of SOCKETS: workers first, then the two that are not workers; once for sockets that are
  * bound to IPv4, once for those bound to IPv6 (dual-stack ones too). */
@@ -126,9 +134,18 @@ struct stats {
 	__u64 drops[STATS_DROPS_MAX]; /* by reason */
 };
 
-/* HANDSHAKES[source prefix]: when the bucket will be full again, in bpf_ktime_get_coarse_ns. */
-struct bucket {
-	__u64 full_at_ns;
+/* HANDSHAKES[set]: token buckets of source prefixes. Each is one word, written at once: who it is
+ * for (32 more bits of the prefix's hash) above the tick at which it will be full again. A bucket
+ * that is full is as good as none, so an old word needs no removal. */
+struct handshake_set {
+	__u64 buckets[HANDSHAKE_WAYS];
+};
+
+/* NEAR_ADDRESSES[0]: those of LOCAL_ADDRESSES to which most packets go; all zero: none. */
+struct near_addresses {
+	struct address {
+		__u32 word[4]; /* IPv4 as IPv4-mapped IPv6 */
+	} addresses[NEAR_ADDRESSES_MAX];
 };
 
 #define DROP_VALUE(name, sentence) DROP_##name,

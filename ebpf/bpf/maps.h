@@ -11,8 +11,14 @@ const volatile __u16 own_port = 0;
 const volatile __u32 workers = 1;
 /* Sessions that the table holds, less one. */
 const volatile __u32 session_mask = SESSIONS_MAX_DEFAULT - 1;
-const volatile __u64 handshake_interval_ns = HANDSHAKE_INTERVAL_NS;
-const volatile __u64 handshake_burst = HANDSHAKE_BURST;
+/* What a handshake takes out of a bucket and what a full bucket holds, in ticks. The second is at
+ * least the first and less than 2^31. */
+const volatile __u32 handshake_ticks = 0;
+const volatile __u32 bucket_ticks = 0;
+/* Time between two ticks of the kernel. */
+const volatile __u32 jiffy_ns = 1;
+/* Odd and secret: nobody outside can choose prefixes that meet in one bucket. */
+const volatile __u64 handshake_hash = 1;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -81,11 +87,6 @@ struct {
 	__type(value, struct drop_count);
 } DROPS SEC(".maps");
 
-/* Key: 16 address bytes, IPv4 as IPv4-mapped IPv6. */
-struct address {
-	__u32 word[4];
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -94,12 +95,18 @@ struct {
 	__type(value, __u8);
 } LOCAL_ADDRESSES SEC(".maps");
 
-/* Key: the /64, or an IPv4 address under ffff:ffff::/32, which is multicast and no source. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, HANDSHAKE_PREFIXES_MAX);
-	__type(key, __u64);
-	__type(value, struct bucket);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct near_addresses);
+} NEAR_ADDRESSES SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HANDSHAKE_SETS);
+	__type(key, __u32);
+	__type(value, struct handshake_set);
 } HANDSHAKES SEC(".maps");
 
 static __always_inline void count_drop(enum drop reason, __u64 bytes)

@@ -23,7 +23,8 @@
 struct datagram {
 	__u64 head; /* first 8 payload bytes, 0 if there are fewer */
 	__u32 length; /* of the payload */
-	__u64 source_prefix; /* key of HANDSHAKES */
+	/* The /64, or an IPv4 address under ffff:ffff::/32, which is multicast and no source. */
+	__u64 source_prefix;
 	struct address destination;
 };
 
@@ -95,37 +96,76 @@ static __always_inline int parse(const __u8 *frame, const __u8 *end, struct data
 	return -1;
 }
 
-/* A packet to our port may be on its way through us to another host. */
+/* A packet to our port may be on its way through us to another host. Searching the whole set costs
+ * as much as all the rest of the program, so the few that nearly all packets go to come first. */
 static __always_inline int is_for_this_host(const struct flags *flags,
 					    const struct datagram *datagram)
 {
-	return !flags->local_addresses ||
-	       bpf_map_lookup_elem(&LOCAL_ADDRESSES, &datagram->destination);
-}
+	const struct address *destination = &datagram->destination;
+	__u32 zero = 0;
 
-/* Takes one handshake out of the prefix's bucket; 0 if it was empty. The bucket is one number,
- * the time at which it will be full again, so that CPUs need no lock. */
-static __always_inline int take_handshake(__u64 prefix)
-{
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct bucket *bucket = bpf_map_lookup_elem(&HANDSHAKES, &prefix);
-
-	if (!bucket) {
-		struct bucket fresh = { .full_at_ns = now + handshake_interval_ns };
-		bpf_map_update_elem(&HANDSHAKES, &prefix, &fresh, BPF_ANY);
+	if (!flags->local_addresses)
 		return 1;
-	}
-	/* A lost race means that another CPU took one at the same moment; four in a row are a flood. */
-	for (int attempt = 0; attempt < 4; attempt++) {
-		__u64 seen = *(volatile __u64 *)&bucket->full_at_ns;
-		__u64 full_at = (seen > now ? seen : now) + handshake_interval_ns;
 
-		if (full_at > now + handshake_burst * handshake_interval_ns)
-			return 0;
-		if (__sync_val_compare_and_swap(&bucket->full_at_ns, seen, full_at) == seen)
+	const struct near_addresses *near = bpf_map_lookup_elem(&NEAR_ADDRESSES, &zero);
+	for (int i = 0; near && i < NEAR_ADDRESSES_MAX; i++) {
+		const struct address *own = &near->addresses[i];
+		if (own->word[3] == destination->word[3] && own->word[2] == destination->word[2] &&
+		    own->word[1] == destination->word[1] && own->word[0] == destination->word[0])
 			return 1;
 	}
-	return 0;
+	return bpf_map_lookup_elem(&LOCAL_ADDRESSES, destination) != 0;
+}
+
+/* Ticks until a bucket is full. One that was never used, or so long ago that the clock's 32 bits
+ * came round, would seem to wait for longer than any can: it is full. */
+static __always_inline __u32 ticks_to_full(__u64 bucket, __u32 now)
+{
+	__u32 left = (__u32)bucket - now;
+
+	return left > bucket_ticks ? 0 : left;
+}
+
+/* Takes one handshake out of the prefix's bucket; 0 if it was empty.
+ *
+ * Two prefixes share a bucket only if 44 bits of their hashes agree, which for any two has a
+ * probability of 2^-43 (multiply-shift hashing with a secret factor). In a set without room the
+ * bucket nearest to full is given away: a flood of sources that each send once displaces its own,
+ * and one that is in debt stays in debt. Nobody loses a token by another's packets. CPUs take no
+ * lock: when two write one word at the same moment, one handshake is not counted. */
+static __always_inline int take_handshake(__u64 prefix)
+{
+	__u64 hash = prefix * handshake_hash;
+	__u32 set_index = hash >> (64 - HANDSHAKE_SETS_BITS);
+	__u32 tag = hash >> (32 - HANDSHAKE_SETS_BITS);
+	/* Every call of a clock costs more than all the rest here; the verifier makes this a load. */
+	__u32 now = bpf_jiffies64() * jiffy_ns >> HANDSHAKE_TICK_SHIFT;
+	struct handshake_set *set = bpf_map_lookup_elem(&HANDSHAKES, &set_index);
+
+	if (!set)
+		return 1;
+
+	volatile __u64 *bucket = &set->buckets[0];
+	__u32 left = 0, least = ~0U;
+	for (int i = 0; i < HANDSHAKE_WAYS; i++) {
+		__u64 seen = *(volatile __u64 *)&set->buckets[i];
+		__u32 its_left = ticks_to_full(seen, now);
+
+		if (seen >> 32 == tag) {
+			bucket = &set->buckets[i];
+			left = its_left;
+			break;
+		}
+		if (its_left < least) {
+			bucket = &set->buckets[i];
+			least = its_left;
+		}
+	}
+	left += handshake_ticks;
+	if (left > bucket_ticks)
+		return 0;
+	*bucket = (__u64)tag << 32 | (__u32)(now + left);
+	return 1;
 }
 
 SEC("xdp")

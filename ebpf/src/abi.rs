@@ -10,18 +10,23 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use crate::drops;
 
 pub const ABI_MAGIC: u32 = 0x6d69_6c6c;
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 pub const PEERS_MAX_DEFAULT: u32 = 1024;
 pub const SESSIONS_MAX_DEFAULT: u32 = 8192;
 pub const WORKERS_MAX: u32 = 64;
 pub const QUEUES_MAX: u32 = 256;
 pub const LOCAL_ADDRESSES_MAX: u32 = 4096;
+/// Addresses that XDP compares before it searches LOCAL_ADDRESSES.
+pub const NEAR_ADDRESSES_MAX: usize = 4;
 pub const STATS_DROPS_MAX: usize = 64;
 
 pub const HANDSHAKE_INTERVAL_NS: u64 = 2_000_000;
 pub const HANDSHAKE_BURST: u64 = 512;
-pub const HANDSHAKE_PREFIXES_MAX: u32 = 16384;
+pub const HANDSHAKE_SETS: u32 = 4096;
+pub const HANDSHAKE_WAYS: usize = 4;
+/// Time in HANDSHAKES is counted in 2 to this power of nanoseconds.
+pub const HANDSHAKE_TICK_SHIFT: u32 = 16;
 
 /// SOCKETS: slots of one family (workers, slow thread, control).
 pub const SOCKETS_PER_FAMILY: u32 = WORKERS_MAX + 2;
@@ -229,6 +234,9 @@ impl Default for Stats {
         Self::new_zeroed()
     }
 }
+
+/// NEAR_ADDRESSES\[0\]: keys of LOCAL_ADDRESSES; all zero: none.
+pub type NearAddresses = [[u8; 16]; NEAR_ADDRESSES_MAX];
 
 /// Key of LOCAL_ADDRESSES: IPv4 as IPv4-mapped IPv6.
 pub fn local_address_key(address: IpAddr) -> [u8; 16] {

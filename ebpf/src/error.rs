@@ -67,6 +67,12 @@ pub enum LoadError {
     #[error("attaching to interface {interface} failed: {source}")]
     Attach { interface: String, source: io::Error },
 
+    #[error("the kernel gave no random number: {source}")]
+    Random { source: io::Error },
+
+    #[error("the kernel does not tell how often its timer ticks: {source}")]
+    Jiffy { source: io::Error },
+
     #[error("steering failed: {source}; is SO_REUSEPORT set on the socket before bind?")]
     Steer { source: io::Error },
 }

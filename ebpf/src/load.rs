@@ -13,8 +13,8 @@ use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use zerocopy::IntoBytes;
 
 use crate::abi::{
-    Abi, Endpoint, HANDSHAKE_BURST, HANDSHAKE_INTERVAL_NS, Observed, PEERS_MAX_DEFAULT,
-    SESSIONS_MAX_DEFAULT, WORKERS_MAX,
+    Abi, Endpoint, HANDSHAKE_BURST, HANDSHAKE_INTERVAL_NS, HANDSHAKE_TICK_SHIFT, Observed,
+    PEERS_MAX_DEFAULT, SESSIONS_MAX_DEFAULT, WORKERS_MAX,
 };
 use crate::error::LoadError;
 use crate::maps::{FlagWords, LineReader, LineWriter, StatsLines};
@@ -28,6 +28,9 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Bounds the table to 256 MiB.
 const SESSIONS_MAX_LIMIT: u32 = 1 << 24;
+
+/// Half of what a tick count holds, so that the past can be told from the future; 39 hours.
+const BUCKET_TICKS_MAX: u64 = 1 << 31;
 
 const XDP: &str = "millrace_xdp";
 const REUSEPORT: &str = "millrace_reuseport";
@@ -44,7 +47,8 @@ pub struct LoadOptions {
     /// Places of SESSIONS, rounded up to a power of two. Not smaller than the data plane's own
     /// table, or two live indices could meet in one place.
     pub sessions_max: u32,
-    /// Each IPv4 /32 and IPv6 /64 may send one handshake in this time, on average.
+    /// Each IPv4 /32 and IPv6 /64 may send one handshake in this time, on average. Rounded up to
+    /// 66 µs; together with the burst at most 39 hours.
     pub handshake_interval_ns: u64,
     /// And so many at once.
     pub handshake_burst: u64,
@@ -60,6 +64,17 @@ impl LoadOptions {
             handshake_interval_ns: HANDSHAKE_INTERVAL_NS,
             handshake_burst: HANDSHAKE_BURST,
         }
+    }
+}
+
+impl LoadOptions {
+    /// Ticks that a handshake takes out of its bucket and that the bucket holds.
+    fn bucket(&self) -> (u32, u32) {
+        let ticks = self.handshake_interval_ns.div_ceil(1 << HANDSHAKE_TICK_SHIFT);
+        let burst = self.handshake_burst.max(1);
+        let ticks = ticks.min(BUCKET_TICKS_MAX / burst);
+        // Both fit: the first is no larger than the second.
+        (ticks as u32, (ticks * burst) as u32)
     }
 }
 
@@ -89,6 +104,9 @@ impl Programs {
         let peers_max = options.peers_max.max(1);
         let sessions_max = options.sessions_max.clamp(1, SESSIONS_MAX_LIMIT).next_power_of_two();
         let session_mask = sessions_max - 1;
+        let (handshake_ticks, bucket_ticks) = options.bucket();
+        let jiffy_ns = sys::jiffy_ns().map_err(|source| LoadError::Jiffy { source })?;
+        let handshake_hash = sys::random_u64().map_err(|source| LoadError::Random { source })? | 1;
         let mut ebpf = EbpfLoader::new()
             // The programs take no CO-RE relocation, so the kernel's own BTF is of no use.
             .btf(None)
@@ -96,8 +114,10 @@ impl Programs {
             .override_global("own_port", &port, true)
             .override_global("workers", &workers, true)
             .override_global("session_mask", &session_mask, true)
-            .override_global("handshake_interval_ns", &options.handshake_interval_ns, true)
-            .override_global("handshake_burst", &options.handshake_burst, true)
+            .override_global("handshake_ticks", &handshake_ticks, true)
+            .override_global("bucket_ticks", &bucket_ticks, true)
+            .override_global("jiffy_ns", &jiffy_ns, true)
+            .override_global("handshake_hash", &handshake_hash, true)
             .map_max_entries("ENDPOINTS", peers_max)
             .map_max_entries("OBSERVED", peers_max)
             .map_max_entries("SESSIONS", sessions_max)
@@ -121,7 +141,10 @@ impl Programs {
             drops: Drops::new(drops_map)?,
             flags: FlagWords::new(take_map(&mut ebpf, &Specs::FLAGS)?.as_fd())?,
             stats: StatsLines::writable(stats_fd.as_fd())?,
-            local_addresses: LocalAddresses::new(take_map(&mut ebpf, &Specs::LOCAL_ADDRESSES)?),
+            local_addresses: LocalAddresses::new(
+                take_map(&mut ebpf, &Specs::LOCAL_ADDRESSES)?,
+                take_map(&mut ebpf, &Specs::NEAR_ADDRESSES)?,
+            ),
             endpoints: take_map(&mut ebpf, &specs.endpoints())?,
             observed: take_map(&mut ebpf, &specs.observed())?,
             specs,
@@ -151,7 +174,8 @@ impl Programs {
     }
 
     /// Tells XDP the addresses of this host: from then on packets to others, which the host only
-    /// forwards, are left alone. An empty list means any address.
+    /// forwards, are left alone. The first [`crate::abi::NEAR_ADDRESSES_MAX`] cost least; name
+    /// those first that most packets go to. An empty list means any address.
     pub fn set_local_addresses(&self, addresses: &[IpAddr]) -> Result<(), LoadError> {
         // While the set shrinks to nothing, the old rule holds no longer: first lift it.
         if addresses.is_empty() {

@@ -20,7 +20,6 @@ pub const MMAPABLE: u32 = 1 << 10;
 pub const HASH: u32 = 1;
 pub const ARRAY: u32 = 2;
 pub const PERCPU_ARRAY: u32 = 6;
-pub const LRU_HASH: u32 = 9;
 pub const XSKMAP: u32 = 17;
 pub const REUSEPORT_SOCKARRAY: u32 = 20;
 
@@ -114,8 +113,10 @@ impl Specs {
     pub const LOCAL_ADDRESSES: MapSpec = MapSpec::new("LOCAL_ADDRESSES", HASH, 16, 1)
         .entries(abi::LOCAL_ADDRESSES_MAX)
         .flags(NO_PREALLOC);
+    pub const NEAR_ADDRESSES: MapSpec =
+        MapSpec::new("NEAR_ADDRESSES", ARRAY, 4, size_of::<abi::NearAddresses>());
     pub const HANDSHAKES: MapSpec =
-        MapSpec::new("HANDSHAKES", LRU_HASH, 8, 8).entries(abi::HANDSHAKE_PREFIXES_MAX);
+        MapSpec::new("HANDSHAKES", ARRAY, 4, 8 * abi::HANDSHAKE_WAYS).entries(abi::HANDSHAKE_SETS);
 
     pub fn endpoints(&self) -> MapSpec {
         MapSpec::new("ENDPOINTS", ARRAY, 4, size_of::<abi::Endpoint>())

@@ -71,6 +71,31 @@ pub(crate) fn possible_cpus() -> io::Result<usize> {
     })
 }
 
+/// Time between two ticks of the kernel (1 s / CONFIG_HZ): how coarse its coarse clocks are.
+pub(crate) fn jiffy_ns() -> io::Result<u32> {
+    let mut resolution = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec, which outlives the call.
+    if unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    match (resolution.tv_sec, u32::try_from(resolution.tv_nsec)) {
+        (0, Ok(ns @ 1..)) => Ok(ns),
+        _ => Err(io::Error::other("the coarse clock has no resolution below a second")),
+    }
+}
+
+/// From the kernel's generator.
+pub(crate) fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: the buffer has the length that is given and outlives the call.
+    let written = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    match usize::try_from(written) {
+        Ok(8) => Ok(u64::from_ne_bytes(bytes)),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
 fn parse_cpu_ranges(text: &str) -> Option<usize> {
     text.split(',')
         .map(|range| {

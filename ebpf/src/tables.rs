@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::abi::{
-    DropCount, QUEUES_MAX, SOCKETS_PER_FAMILY, Session, WORKERS_MAX, local_address_key,
+    DropCount, NearAddresses, QUEUES_MAX, SOCKETS_PER_FAMILY, Session, WORKERS_MAX,
+    local_address_key,
 };
 use crate::drops::{self, Drop};
 use crate::error::LoadError;
@@ -158,20 +159,22 @@ impl Drops {
     }
 }
 
-/// LOCAL_ADDRESSES: the set of this host's addresses.
+/// LOCAL_ADDRESSES: the set of this host's addresses; and NEAR_ADDRESSES, its first few.
 #[derive(Debug)]
 pub struct LocalAddresses {
     map: OwnedFd,
+    near: OwnedFd,
     present: Mutex<HashSet<[u8; 16]>>,
 }
 
 impl LocalAddresses {
-    pub(crate) fn new(map: OwnedFd) -> Self {
-        Self { map, present: Mutex::default() }
+    pub(crate) fn new(map: OwnedFd, near: OwnedFd) -> Self {
+        Self { map, near, present: Mutex::default() }
     }
 
     /// Makes the set equal to `addresses`. New ones come first, so that no address that stays is
-    /// missing at any moment.
+    /// missing at any moment. A near address that is half written matches nothing, and then the
+    /// set is searched.
     pub(crate) fn replace(&self, addresses: &[IpAddr]) -> Result<(), LoadError> {
         let wanted: HashSet<_> = addresses.iter().copied().map(local_address_key).collect();
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,6 +183,12 @@ impl LocalAddresses {
                 .map_err(LoadError::map("LOCAL_ADDRESSES", "inserting an address"))?;
             present.insert(*key);
         }
+        let mut near = NearAddresses::default();
+        for (near, address) in near.iter_mut().zip(addresses) {
+            *near = local_address_key(*address);
+        }
+        sys::map_update(self.near.as_fd(), 0u32.as_bytes(), near.as_bytes())
+            .map_err(LoadError::map("NEAR_ADDRESSES", "writing the addresses"))?;
         for key in present.clone().difference(&wanted) {
             sys::map_delete(self.map.as_fd(), key)
                 .map_err(LoadError::map("LOCAL_ADDRESSES", "removing an address"))?;

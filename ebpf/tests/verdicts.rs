@@ -11,6 +11,7 @@ use common::{
     Frame, XDP_DROP, XDP_PASS, XDP_REDIRECT, data, disco, geneve, initiation, payload, stun,
     unknown,
 };
+use millrace_ebpf::abi::{HANDSHAKE_SETS, HANDSHAKE_WAYS};
 use millrace_ebpf::drops::Drop;
 use millrace_ebpf::load::{LoadOptions, Programs};
 
@@ -300,4 +301,53 @@ fn a_bucket_fills_again() {
     }
     // Two at once, then four intervals; the coarse clock may be a tick (10 ms at most) behind.
     assert!(start.elapsed() > 4 * interval - Duration::from_millis(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_flood_of_sources_neither_pays_anothers_debt_nor_takes_anothers_tokens() {
+    let options = LoadOptions {
+        handshake_burst: 8,
+        handshake_interval_ns: 60_000_000_000,
+        ..LoadOptions::new(common::PORT)
+    };
+    let programs = Programs::load(options).expect("run the tests as root");
+    let xdp = programs.xdp().expect("xdp");
+    let indebted = Frame::ipv4(initiation());
+    for _ in 0..8 {
+        assert_eq!(common::run(xdp, &indebted.bytes()).0, XDP_PASS);
+    }
+    // Twice as many as there are buckets, each once: all pass, none for another one's account.
+    for number in 0..2 * HANDSHAKE_SETS * HANDSHAKE_WAYS as u32 {
+        let frame = indebted.clone().with(|frame| {
+            frame.source[..4].copy_from_slice(&(0x0a00_0000 + number).to_be_bytes());
+        });
+        assert_eq!(common::run(xdp, &frame.bytes()).0, XDP_PASS, "source {number}");
+    }
+    assert_eq!(common::run(xdp, &indebted.bytes()).0, XDP_DROP, "the flood paid its debt");
+}
+
+#[test]
+fn addresses_beyond_the_near_ones_are_found_too() {
+    let programs = Programs::load(LoadOptions::new(common::PORT)).expect("run the tests as root");
+    let mut ours: Vec<IpAddr> = (1..=40).map(|last| [203, 0, 113, last].into()).collect();
+    ours.extend((1..=40).map(|last| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 1, last])));
+    programs.set_local_addresses(&ours).expect("addresses");
+    for _ in 0..2 {
+        for address in &ours {
+            let mut frame = match address {
+                IpAddr::V4(v4) => Frame::ipv4(unknown())
+                    .with(|frame| frame.destination[..4].copy_from_slice(&v4.octets())),
+                IpAddr::V6(v6) => {
+                    Frame::ipv6(unknown()).with(|frame| frame.destination = v6.octets())
+                }
+            };
+            let counter = Some(Drop::XdpUnknownClass);
+            check(&programs, "ours", &frame.bytes(), XDP_DROP, counter);
+            frame.destination[if frame.ipv6 { 0 } else { 2 }] ^= 1;
+            check(&programs, "somebody else's", &frame.bytes(), XDP_PASS, None);
+        }
+        // The same again with others in front.
+        ours.reverse();
+        programs.set_local_addresses(&ours).expect("addresses");
+    }
 }
