@@ -19,8 +19,8 @@ pub const INTERFACE_NAME_MAX: usize = 15;
 pub const PEER_NAME_MAX: usize = 63;
 /// Least MTU: IPv6 needs 1280 (RFC 8200), but an IPv4-only tunnel may be smaller (RFC 791).
 pub const MTU_MIN: u16 = 576;
-/// Greatest MTU: jumbo frames less the tunnel's own 80 bytes and one GSO segment's slack.
-pub const MTU_MAX: u16 = 9120;
+/// Greatest MTU: the longest IP packet less the tunnel's own 80 bytes.
+pub const MTU_MAX: u16 = 65_455;
 /// A keepalive is a 16-bit number of seconds in UAPI.
 pub const KEEPALIVE_SECONDS_MAX: u64 = u16::MAX as u64;
 /// Cores of one machine that a worker may be pinned to.

@@ -39,7 +39,7 @@ pub const KEYS: &[Key] = &[
     key("interface", "private_key_file", Live, "none", "file that holds the private key in base64"),
     key("interface", "listen_port", Restart, "chosen by the kernel", "UDP port, 1 to 65535"),
     key("interface", "address", Live, "none", "addresses of the device with prefix length"),
-    key("interface", "mtu", Live, "1420", "largest inner packet in bytes, 576 to 9120"),
+    key("interface", "mtu", Live, "1420", "largest inner packet in bytes, 576 to 65455"),
     key("interface", "fwmark", Live, "0", "mark of the outer packets for policy routing"),
     key(
         "interface",

@@ -148,7 +148,7 @@ impl Reader {
                 Ok(mtu) if (limits::MTU_MIN..=limits::MTU_MAX).contains(&mtu) => {
                     self.config.interface.mtu = Some(mtu);
                 }
-                _ => self.wrong(word, &quoted(value), "bytes from 576 to 9120", PLAIN_NUMBER),
+                _ => self.wrong(word, &quoted(value), "bytes from 576 to 65455", PLAIN_NUMBER),
             },
             "address" => {
                 for net in self.nets(word, value) {

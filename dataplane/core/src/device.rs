@@ -8,7 +8,6 @@ mod handshake;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -90,10 +89,6 @@ pub enum Output {
     TimestampAccepted {
         peer: PublicKey,
         timestamp: Tai64n,
-    },
-    /// No peer for this inner destination; its sender may be told.
-    Unroutable {
-        destination: IpAddr,
     },
 }
 
@@ -342,9 +337,6 @@ impl Device {
             }
             FastEvent::Roamed(_) => {}
             FastEvent::Stage { peer, packet } => self.stage(clock, peer, packet),
-            FastEvent::Unroutable { destination } => {
-                self.outputs.push_back(Output::Unroutable { destination });
-            }
         }
     }
 

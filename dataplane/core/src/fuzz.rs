@@ -99,7 +99,7 @@ pub fn frames(input: &[u8]) {
             let before = dropped(&sent_drops);
             let mut resume = 0;
             while let Push::Full { resume: next } =
-                batch.push(&tables, vnet, packet, resume, &sent_drops, &mut |_| {})
+                batch.push(&tables, vnet, packet, resume, &sent_drops)
             {
                 assert!(next >= resume && !batch.is_empty(), "a full batch makes progress");
                 resume = next;

@@ -17,6 +17,22 @@ pub struct IpPacket {
     pub destination: IpAddr,
 }
 
+/// What a whole UDP packet, or the first of several, carries behind its UDP header. `packet` is
+/// an [`IpPacket`], cut to its length; behind extension headers none is looked for.
+pub fn udp_payload(packet: &[u8]) -> Option<&[u8]> {
+    let header_len = match packet {
+        [first, ..] if first >> 4 == 6 => {
+            (packet.get(6) == Some(&PROTOCOL_UDP)).then_some(V6_HEADER_LEN)
+        }
+        [first, _, _, _, _, _, flags, offset, _, PROTOCOL_UDP, ..] => {
+            let is_first = (flags & 0x1f, *offset) == (0, 0);
+            is_first.then_some(usize::from(first & 0xf) * 4)
+        }
+        _ => None,
+    }?;
+    packet.get(header_len + 8..)
+}
+
 /// Why bytes are no [`IpPacket`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {

@@ -19,6 +19,7 @@ pub mod device;
 pub mod drops;
 pub mod ecn;
 pub mod fuzz;
+pub mod icmp;
 pub mod ip;
 mod known_peer;
 pub mod limits;

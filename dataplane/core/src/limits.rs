@@ -22,6 +22,10 @@ pub const COALESCE_FLOWS: usize = 16;
 /// Packets of one merged super-packet.
 pub const COALESCED_MAX: usize = 64;
 
+/// ICMP errors that one worker sends: for packets without a peer.
+pub const ICMP_PER_SECOND: u64 = 100;
+pub const ICMP_BURST: u32 = 20;
+
 /// Bytes before the ciphertext of a data message: type, receiver index, counter.
 pub const DATA_HEADER_LEN: usize = 16;
 /// Bytes of the AEAD tag after it.

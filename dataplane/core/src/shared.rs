@@ -1,6 +1,5 @@
 //! What the fast and the slow half share, and the events that go from fast to slow.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -40,8 +39,8 @@ impl Default for Tables {
     }
 }
 
-/// What a worker tells the slow thread. Each is rare: flags in [`crate::peer::Activity`] make the
-/// fast half say a thing once.
+/// What a worker tells the slow thread. All but staged packets are rare: flags in
+/// [`crate::peer::Activity`] make the fast half say a thing once, so that none may be lost.
 #[derive(Debug)]
 pub enum FastEvent {
     /// First activity of a peer that the slow thread does not watch: look at its timers.
@@ -54,6 +53,4 @@ pub enum FastEvent {
     Roamed(PeerSlot),
     /// No usable session: keep this inner packet until there is one.
     Stage { peer: PeerSlot, packet: Box<[u8]> },
-    /// A packet had no route; `icmp` wants its source told (host unreachable).
-    Unroutable { destination: IpAddr },
 }

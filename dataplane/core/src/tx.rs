@@ -2,7 +2,8 @@
 //!
 //! [`TxBatch::push`], per packet:
 //! 1. *Validate*: a whole IP packet, and a vnet header that agrees with it.
-//! 2. *Route*: the peer of the longest allowed-ips prefix that covers the destination.
+//! 2. *Route*: the peer of the longest allowed-ips prefix that covers the destination. What is
+//!    already sealed for that peer goes in a circle and ends here.
 //! 3. *Segment*: cut super-packets, complete checksums, while copying into the slab.
 //! 4. *Pad* with zeros to a multiple of 16, never past the MTU.
 //!
@@ -19,7 +20,7 @@
 use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use arc_swap::Guard;
 use arrayvec::ArrayVec;
@@ -29,7 +30,7 @@ use millrace_ebpf::drops::Drop;
 use crate::data_header::DataHeader;
 use crate::drops::DropCounters;
 use crate::ecn;
-use crate::ip::IpPacket;
+use crate::ip::{self, IpPacket};
 use crate::limits::{
     BATCH_PACKETS, DATA_HEADER_LEN, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, PADDING_MULTIPLE, TAG_LEN,
     TX_SLAB_LEN,
@@ -52,7 +53,6 @@ pub struct TxBatch {
     runs: ArrayVec<Run, BATCH_PACKETS>,
     /// The destination that led to the last run's peer: packets come in trains.
     last_destination: Option<IpAddr>,
-    last_unroutable: Option<IpAddr>,
     sealed: bool,
 }
 
@@ -61,6 +61,9 @@ pub struct TxBatch {
 pub enum Push {
     /// In the batch, or dropped and counted.
     Done,
+    /// Dropped and counted, because no peer has that destination or the peer has no known address:
+    /// its sender should hear "host unreachable".
+    Unroutable,
     /// The batch is full: seal, send and clear it, then push the same packet with this `resume`.
     Full { resume: usize },
 }
@@ -105,7 +108,6 @@ impl TxBatch {
             slots: ArrayVec::new(),
             runs: ArrayVec::new(),
             last_destination: None,
-            last_unroutable: None,
             sealed: false,
         }
     }
@@ -123,7 +125,6 @@ impl TxBatch {
         packet: &[u8],
         resume: usize,
         drops: &DropCounters,
-        events: &mut dyn FnMut(FastEvent),
     ) -> Push {
         // 1. Validate.
         let Ok(ip) = IpPacket::parse(packet) else {
@@ -138,11 +139,18 @@ impl TxBatch {
         // 2. Route.
         let Some(peer) = self.route(tables, ip.destination) else {
             drops.add(Drop::TxNoRoute, 1);
-            if self.last_unroutable.replace(ip.destination) != Some(ip.destination) {
-                events(FastEvent::Unroutable { destination: ip.destination });
-            }
-            return Push::Done;
+            return Push::Unroutable;
         };
+        if let Route::Peer(peer) = peer
+            && peer.endpoint.load().is_none()
+        {
+            drops.add(Drop::TxNoEndpoint, 1);
+            return Push::Unroutable;
+        }
+        if self.comes_back(peer, packet) {
+            drops.add(Drop::TxLoop, 1);
+            return Push::Done;
+        }
         let ecn = ecn::of_packet(packet);
         for index in resume..plan.count() {
             let inner_len = plan.len(index);
@@ -165,6 +173,20 @@ impl TxBatch {
             return Some(Route::LastRun);
         }
         Some(Route::Peer(tables.allowed_ips.lookup(destination)?))
+    }
+
+    /// Whether `packet` was sealed by the very session that would seal it now: then the way to the
+    /// peer leads into its tunnel, and each turn of the loop would make it longer.
+    fn comes_back(&self, route: Route<'_>, packet: &[u8]) -> bool {
+        let Some(datagram) = ip::udp_payload(packet) else { return false };
+        let Ok(header) = DataHeader::parse(datagram) else { return false };
+        let peer = match (route, self.runs.last()) {
+            (Route::Peer(peer), _) => peer,
+            (Route::LastRun, Some(run)) => &run.peer,
+            (Route::LastRun, None) => return false,
+        };
+        let session = peer.tx_session.load();
+        session.as_deref().is_some_and(|session| session.receiver_index == header.receiver_index)
     }
 
     /// Room for one padded inner packet, header and tag around it; none if the batch is full.
@@ -362,6 +384,9 @@ fn note_sent(
 
 /// Tells the slow thread to look at the peer's timers, unless it does already.
 pub(crate) fn watch(peer: &Peer, events: &mut dyn FnMut(FastEvent)) {
+    // What was just noted of the peer is seen by a slow thread that stops watching it now; or we
+    // see that it stopped.
+    fence(Ordering::SeqCst);
     let watched = &peer.activity.watched;
     if !watched.load(Ordering::Relaxed) && !watched.swap(true, Ordering::Relaxed) {
         events(FastEvent::Activity(peer.slot));

@@ -106,7 +106,7 @@ fn a_cycle_of_both_directions_allocates_nothing() {
     let mut written = 0;
     let mut cycle = || {
         let mut ignore = |_| {};
-        let pushed = batch.push(&tables, vnet, &packet, 0, &drops, &mut ignore);
+        let pushed = batch.push(&tables, vnet, &packet, 0, &drops);
         assert_eq!(pushed, Push::Done);
         batch.seal(now, &drops, &mut ignore);
         let (mut len, mut segment_len) = (0, 0);

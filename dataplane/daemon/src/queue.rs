@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::{ArrayQueue, SegQueue};
 use millrace_wg::limits::{HANDSHAKE_QUEUE, INITIATION_LEN, SLOW_QUEUE};
 use millrace_wg::{Drop, DropCounters, Endpoint, FastEvent};
 use rustix::event::{EventfdFlags, eventfd};
@@ -16,9 +16,12 @@ pub struct Handshake {
     bytes: [u8; INITIATION_LEN],
 }
 
-/// Both queues. Handshakes have their own, so that a flood of them cannot push out events.
+/// Three queues, so that a flood of packets or handshakes cannot push out what is said only once.
 pub struct SlowQueue {
-    events: ArrayQueue<FastEvent>,
+    /// Never full: a peer has at most a few of them on the way, by its flags.
+    events: SegQueue<FastEvent>,
+    /// Packets that wait for a session.
+    staged: ArrayQueue<FastEvent>,
     handshakes: ArrayQueue<Handshake>,
     wake: OwnedFd,
     /// A worker lost its TUN device.
@@ -41,7 +44,8 @@ impl Handshake {
 impl SlowQueue {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            events: ArrayQueue::new(SLOW_QUEUE),
+            events: SegQueue::new(),
+            staged: ArrayQueue::new(SLOW_QUEUE),
             handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             tun_gone: AtomicBool::new(false),
@@ -49,8 +53,13 @@ impl SlowQueue {
     }
 
     pub fn push_event(&self, event: FastEvent, drops: &DropCounters) {
-        if self.events.push(event).is_err() {
-            drops.add(Drop::SlowQueueFull, 1);
+        match event {
+            FastEvent::Stage { .. } => {
+                if self.staged.push(event).is_err() {
+                    drops.add(Drop::SlowQueueFull, 1);
+                }
+            }
+            event => self.events.push(event),
         }
         self.wake();
     }
@@ -70,7 +79,7 @@ impl SlowQueue {
     }
 
     pub fn pop_event(&self) -> Option<FastEvent> {
-        self.events.pop()
+        self.events.pop().or_else(|| self.staged.pop())
     }
 
     pub fn pop_handshake(&self) -> Option<Handshake> {
@@ -84,7 +93,7 @@ impl SlowQueue {
 
     /// After a turn that did not take everything: the next wait returns at once.
     pub fn wake_if_not_empty(&self) {
-        if !self.events.is_empty() || !self.handshakes.is_empty() {
+        if !self.events.is_empty() || !self.staged.is_empty() || !self.handshakes.is_empty() {
             self.wake();
         }
     }
@@ -107,5 +116,29 @@ impl SlowQueue {
 impl AsFd for SlowQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_wg::PeerSlot;
+
+    use super::*;
+
+    #[test]
+    fn staged_packets_never_push_out_what_is_said_once() {
+        let (queue, drops) = (SlowQueue::new().unwrap(), DropCounters::default());
+        let slot = PeerSlot(7);
+        for _ in 0..SLOW_QUEUE + 10 {
+            let packet = Box::from([0; 20]);
+            queue.push_event(FastEvent::Stage { peer: slot, packet }, &drops);
+        }
+        assert_eq!(drops.iter().find(|(drop, _)| *drop == Drop::SlowQueueFull).unwrap().1, 10);
+        queue.push_event(FastEvent::HandshakeWanted(slot), &drops);
+        assert!(
+            matches!(queue.pop_event(), Some(FastEvent::HandshakeWanted(_))),
+            "and it is first"
+        );
+        assert!(matches!(queue.pop_event(), Some(FastEvent::Stage { .. })));
     }
 }

@@ -18,6 +18,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::control::{self, About, ControlHandle};
 use crate::facts::Facts;
 use crate::failure::Failure;
+use crate::io::icmp::IcmpSender;
 use crate::io::lane::{Lane, Mailbox};
 use crate::io::nexthop::NextHops;
 use crate::io::tun::{TunOffloads, TunQueue};
@@ -113,6 +114,7 @@ impl Dataplane {
         };
         let device = Device::new(config, Arc::clone(&shared), Box::new(OsRng.unwrap_err()));
         let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
+        let icmp = Arc::new(IcmpSender::open());
         let wants_af_xdp = options.plane.receive != Receive::Socket;
         privileges::restrict(wants_af_xdp);
         let (port_of_rings, mut lanes) = match start_port(&options, port, &steering, &stop) {
@@ -127,6 +129,7 @@ impl Dataplane {
                 slow: Arc::clone(&queue),
                 offloads: Arc::clone(&offloads),
                 drops: Arc::clone(&drops[number]),
+                icmp: Arc::clone(&icmp),
                 stop: Arc::clone(&stop),
             };
             let worker = Worker::new(context, Arc::clone(&sockets[number]), tun, lanes.pop());

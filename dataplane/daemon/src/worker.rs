@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use millrace_wg::coalesce::{CoalesceOptions, Coalescer};
+use millrace_wg::icmp::{IcmpLimit, Unreachable};
 use millrace_wg::limits::{
     BATCH_PACKETS, COALESCED_MAX, COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN,
 };
@@ -29,6 +30,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::clock;
 use crate::io::frame::{self, Datagram};
+use crate::io::icmp::IcmpSender;
 use crate::io::lane::{self, Lane};
 use crate::io::tun::{self, TunQueue};
 use crate::io::udp::{self, Receiver, UdpSocket};
@@ -58,6 +60,8 @@ pub struct Context {
     pub slow: Arc<SlowQueue>,
     pub offloads: Arc<Offloads>,
     pub drops: Arc<DropCounters>,
+    /// Tells senders of packets that have no peer.
+    pub icmp: Arc<IcmpSender>,
     /// Readable when the worker must end.
     pub stop: Arc<OwnedFd>,
 }
@@ -97,6 +101,7 @@ struct Outbound {
     blocked: bool,
     /// The AF_XDP ring is full.
     ring_full: bool,
+    icmp_limit: IcmpLimit,
 }
 
 /// How far a send came.
@@ -117,6 +122,7 @@ impl Worker {
             sent: (0, 0),
             blocked: false,
             ring_full: false,
+            icmp_limit: IcmpLimit::default(),
         };
         Self {
             context,
@@ -424,10 +430,16 @@ impl Outbound {
                 context.drops.add(Drop::TxInnerInvalid, 1);
                 continue;
             };
-            let mut events = |event| context.slow.push_event(event, &context.drops);
             let packet = &read[VnetHdr::LEN..];
-            match self.batch.push(&tables, vnet, packet, resume, &context.drops, &mut events) {
+            match self.batch.push(&tables, vnet, packet, resume, &context.drops) {
                 Push::Done => {}
+                Push::Unroutable => {
+                    if self.icmp_limit.allow(clock::now())
+                        && let Some(answer) = Unreachable::answer(packet)
+                    {
+                        context.icmp.send(&answer);
+                    }
+                }
                 Push::Full { resume } => {
                     self.partial = Some((len, resume));
                     return true;

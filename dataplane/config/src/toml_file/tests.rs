@@ -48,7 +48,7 @@ fn values_out_of_shape_name_what_was_seen_and_the_cure() {
         ("[interface]".to_owned(), "schema: the key is missing"),
         ("schema = 1\n[interface]\nlisten_port = 70000".to_owned(), "expected a port from 1"),
         ("schema = 1\n[interface]\nname = \"a/b\"".to_owned(), "without '/'"),
-        ("schema = 1\n[interface]\nmtu = \"auto\"".to_owned(), "expected bytes from 576 to 9120"),
+        ("schema = 1\n[interface]\nmtu = \"auto\"".to_owned(), "expected bytes from 576 to 65455"),
         ("schema = 1\n[interface]\naddress = \"10.0.0.1/24\"".to_owned(), "a list of strings"),
         (
             "schema = 1\n[dataplane]\nreceive = \"xdp-zero-copy\"".to_owned(),
@@ -152,7 +152,7 @@ prop_compose! {
         private_key in prop::option::of(any_file()),
         listen_port: u16,
         mut address in prop::collection::vec(any_net(), 0..4),
-        mtu in prop::option::of(576..=9120u16),
+        mtu in prop::option::of(576..=65_455u16),
         fwmark: u32,
         off: bool,
     ) -> Interface {

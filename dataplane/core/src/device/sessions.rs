@@ -91,12 +91,11 @@ impl Device {
         let current = peer.sessions.current.clone();
         peer.shared.tx_session.store(current.clone());
         let staged = std::mem::take(&mut peer.staged);
-        let initiator = current.is_some_and(|session| session.initiator);
-        if staged.is_empty() && initiator {
+        self.send_staged(clock, staged);
+        if current.is_some_and(|session| session.initiator && session.sent() == 0) {
             // The responder may not send before it hears something under this key.
             self.send_keepalive(clock, slot);
         }
-        self.send_staged(clock, staged);
         self.reschedule(clock.now, slot);
     }
 
@@ -172,7 +171,7 @@ impl Device {
             _ => {}
         };
         for packet in packets {
-            batch.push(&tables, VnetHdr::default(), &packet, 0, drops, &mut events);
+            batch.push(&tables, VnetHdr::default(), &packet, 0, drops);
             batch.seal(clock.now, drops, &mut events);
             outputs.extend(batch.transmits().map(|transmit| Output::Transmit {
                 to: transmit.endpoint,

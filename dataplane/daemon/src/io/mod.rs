@@ -2,6 +2,7 @@
 
 pub mod ethtool;
 pub mod frame;
+pub mod icmp;
 pub mod lane;
 pub mod netlink;
 pub mod nexthop;

@@ -6,12 +6,14 @@
 )]
 
 use std::{
+    io::{BufRead, BufReader, Write},
     net::{IpAddr, SocketAddr},
+    os::unix::net::UnixStream,
     time::Duration,
 };
 
 use millrace_lab::{
-    Implementation, Lab, Side, Site, SiteOptions, Tunnel, TunnelOptions,
+    Gateway, Implementation, Lab, Side, Site, SiteOptions, Tunnel, TunnelOptions,
     ping::Ping,
     probe::{Echo, every_length},
     tunnel::{Watch, connect},
@@ -99,8 +101,21 @@ impl World {
 
     /// Checks that nothing leaked. The last act of every test.
     pub fn finish(self) {
-        drop(self.tunnel);
+        // While the tunnel still is there: without its routes, what the hosts' connections still say
+        // would leave in the clear by the default route, as with any WireGuard.
         let report = self.watch.finish().unwrap();
+        drop(self.tunnel);
         assert_eq!(report.missed, 0, "the capture is incomplete: {report:?}");
     }
+}
+
+/// How many packets a device dropped for the reason `name`, as `millrace status` counts them.
+pub fn drop_count(gateway: &Gateway, name: &str) -> u64 {
+    let path = format!("/run/wireguard/{}.sock", gateway.interface());
+    let mut socket = UnixStream::connect(path).unwrap();
+    socket.write_all(b"get=1\n\n").unwrap();
+    let start = format!("mr_drop={name} ");
+    let lines = BufReader::new(socket).lines().map(Result::unwrap);
+    let mut lines = lines.take_while(|line| !line.is_empty());
+    lines.find_map(|line| line.strip_prefix(&start)?.split(' ').next()?.parse().ok()).unwrap_or(0)
 }
