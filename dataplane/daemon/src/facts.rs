@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use millrace_wg::DropCounters;
+use millrace_ebpf::drops;
+use millrace_wg::{Drop, DropCounters};
 
 use crate::control::About;
 use crate::io::udp::UdpSocket;
@@ -62,7 +63,7 @@ impl Facts {
             let state = if offload.is_on() { "on" } else { "off" };
             put("offload", format!("{} {state} {}", offload.name, offload.reason()));
         }
-        for (reason, packets) in self.drop_totals() {
+        for (reason, packets) in self.drop_totals(steering) {
             put("drop", format!("{} {packets}", reason.name()));
         }
         for note in &self.notes {
@@ -78,10 +79,15 @@ impl Facts {
         lines
     }
 
-    /// Every reason of the list with the sum over all threads.
-    fn drop_totals(&self) -> impl Iterator<Item = (millrace_wg::Drop, u64)> + '_ {
-        millrace_ebpf::drops::ALL
-            .iter()
-            .map(|&(reason, ..)| (reason, self.drops.iter().map(|drops| drops.get(reason)).sum()))
+    /// Every reason of the list with the sum over all threads and the eBPF programs.
+    fn drop_totals<'a>(&'a self, steering: &'a Steering) -> impl Iterator<Item = (Drop, u64)> + 'a {
+        let by_programs = |reason| match steering {
+            Steering::On(programs) => programs.drops.get(reason).map_or(0, |count| count.packets),
+            Steering::Off(_) => 0,
+        };
+        drops::ALL.iter().map(move |&(reason, ..)| {
+            let by_threads: u64 = self.drops.iter().map(|drops| drops.get(reason)).sum();
+            (reason, by_threads + by_programs(reason))
+        })
     }
 }

@@ -71,6 +71,7 @@ impl Slow {
                 self.drain();
             }
         };
+        self.steering.close();
         // Workers poll this descriptor; they end after the batch in their hands.
         let _ = rustix::io::write(&self.stop_workers, &1u64.to_ne_bytes());
         end

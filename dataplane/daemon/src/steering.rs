@@ -42,9 +42,17 @@ impl Steering {
             })
             .and_then(|()| programs.sockets.set(family, SocketSlot::Slow, slow.as_fd()))
             .and_then(|()| programs.steer(slow.as_fd()));
-        if let Err(error) = result {
-            *self = Self::Off(error.to_string());
+        match result {
+            // From here on every session is entered before its peer can use it.
+            Ok(()) => programs.flags.set_authoritative(true),
+            Err(error) => *self = Self::Off(error.to_string()),
         }
+    }
+
+    /// The sessions end with us: what still comes for them is the kernel's.
+    pub fn close(&self) {
+        let Self::On(programs) = self else { return };
+        programs.flags.set_authoritative(false);
     }
 
     /// A new receiving session: call before the peer can answer with its index.
@@ -52,7 +60,9 @@ impl Steering {
         let Self::On(programs) = self else { return };
         let worker = peer.0 % workers.max(1) as u32;
         if let Err(error) = programs.sessions.insert(local_index, peer.0, worker) {
-            // The packets still arrive, at a worker chosen by their addresses.
+            // The packets still arrive, at a worker chosen by their addresses, but only while XDP
+            // lets pass what it does not know.
+            programs.flags.set_authoritative(false);
             tracing::warn!(%error, "a session is not steered");
         }
     }

@@ -6,6 +6,7 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -25,6 +26,19 @@ fn options(receive: &str) -> TunnelOptions {
 
 /// The value of one `mr_` line of the status.
 fn fact(gateway: &Gateway, key: &str) -> Option<String> {
+    facts(gateway, key).into_iter().next()
+}
+
+/// The values of all `mr_` lines with the key; none while it does not answer.
+fn facts(gateway: &Gateway, key: &str) -> Vec<String> {
+    status_text(gateway)
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.strip_prefix(&format!("mr_{key}=")).map(str::to_owned))
+        .collect()
+}
+
+fn status_text(gateway: &Gateway) -> Option<String> {
     let path = format!("/run/wireguard/{}.sock", gateway.interface());
     let mut socket = UnixStream::connect(path).ok()?;
     socket.set_read_timeout(Some(LIMIT)).unwrap();
@@ -32,8 +46,7 @@ fn fact(gateway: &Gateway, key: &str) -> Option<String> {
     socket.shutdown(std::net::Shutdown::Write).ok()?;
     let mut text = String::new();
     socket.read_to_string(&mut text).ok()?;
-    let prefix = format!("mr_{key}=");
-    text.lines().find_map(|line| line.strip_prefix(&prefix).map(str::to_owned))
+    Some(text)
 }
 
 fn wait_for_receive(gateway: &Gateway, wanted: &str) -> String {
@@ -48,6 +61,15 @@ fn wait_for_receive(gateway: &Gateway, wanted: &str) -> String {
 fn frames(gateway: &Gateway) -> u64 {
     let text = fact(gateway, "xdp_frames").unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// How many packets went for the reason.
+fn drops(gateway: &Gateway, reason: &str) -> u64 {
+    let prefix = format!("{reason} ");
+    let line = facts(gateway, "drop")
+        .into_iter()
+        .find_map(|line| line.strip_prefix(&prefix).map(str::to_owned));
+    line.unwrap_or_else(|| panic!("no drop reason {reason}")).parse().unwrap()
 }
 
 /// Whether an XDP program is on the gateway's outside interface.
@@ -90,6 +112,100 @@ fn bulk_runs_both_ways() {
     }
     assert!(frames(&world.tunnel.a) > 500 && frames(&world.tunnel.b) > 500);
     drop(world.tunnel);
+}
+
+/// Our port, on us and on the hosts behind us.
+const PORT: u16 = 51820;
+
+/// Datagrams of every kind that XDP judges: data of an index that nobody has, a handshake, and what
+/// is no protocol of ours.
+fn strange_payloads() -> Vec<Vec<u8>> {
+    let with_head = |head: &[u8], len: usize| {
+        let mut payload = head.to_vec();
+        payload.resize(len, 0x5a);
+        payload
+    };
+    vec![
+        with_head(&[4, 0, 0, 0, 1, 2, 3, 4], 96),
+        with_head(&[1, 0, 0, 0, 1, 2, 3, 4], 148),
+        with_head(b"GET / HTTP/1.1", 60),
+    ]
+}
+
+#[test]
+fn packets_to_the_same_port_of_another_host_pass_untouched() {
+    let world = World::new([subject(), Implementation::WireguardGo], &options("xdp-copy"));
+    let reason = wait_for_receive(&world.tunnel.a, "xdp-copy");
+    let (side, router) = (&world.site.a, &world.site.router);
+    router
+        .ip([
+            format!("route add {}/32 via {}", side.host_v4, side.wan_v4),
+            format!("route add {}/128 via {}", side.host_v6, side.wan_v6),
+        ])
+        .unwrap();
+    let judged = ["xdp_unknown_index", "xdp_unknown_class", "xdp_handshake_rate"];
+    let sum = || judged.iter().map(|reason| drops(&world.tunnel.a, reason)).sum::<u64>();
+    for host in [IpAddr::from(side.host_v4), side.host_v6.into()] {
+        let receiver = side.host.run(|| UdpSocket::bind((host, PORT)).unwrap());
+        receiver.set_read_timeout(Some(LIMIT)).unwrap();
+        let any: IpAddr = if host.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let sender = router.run(|| UdpSocket::bind((any, 0)).unwrap());
+        for payload in strange_payloads() {
+            sender.send_to(&payload, (host, PORT)).unwrap();
+            let mut room = [0; 2000];
+            let (len, _) = receiver.recv_from(&mut room).unwrap();
+            assert_eq!(room[..len], payload, "to {host}: {reason}");
+        }
+    }
+    assert_eq!(sum(), 0);
+}
+
+#[test]
+fn what_is_for_us_and_nobodys_is_dropped_by_name() {
+    let world = World::new([subject(), Implementation::WireguardGo], &options("xdp-copy"));
+    wait_for_receive(&world.tunnel.a, "xdp-copy");
+    world.connect();
+    let (side, router) = (&world.site.a, &world.site.router);
+    let sender = router.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    let [data, _, unknown] = strange_payloads().try_into().unwrap();
+    let expect = |to: IpAddr, index: u64, class: u64| {
+        for payload in [&data, &data, &unknown] {
+            sender.send_to(payload, (to, PORT)).unwrap();
+        }
+        let seen = || {
+            let seen = ["xdp_unknown_index", "xdp_unknown_class"]
+                .map(|reason| drops(&world.tunnel.a, reason));
+            (seen == [index, class]).then_some(())
+        };
+        wait_for(format!("{index} and {class} drops"), LIMIT, seen).unwrap();
+    };
+    expect(side.wan_v4.into(), 2, 1);
+    // An address that comes later is ours from then on. Until the port's thread knows it, what is
+    // for it goes to the kernel, and a worker counts it.
+    side.gateway.ip(["addr add 192.0.2.77/24 dev wan"]).unwrap();
+    let later: IpAddr = [192, 0, 2, 77].into();
+    let known = || {
+        sender.send_to(&unknown, (later, PORT)).unwrap();
+        (drops(&world.tunnel.a, "xdp_unknown_class") > 1).then_some(())
+    };
+    wait_for("the new address to be known", LIMIT, known).unwrap();
+    // One that goes is not ours any more. The packet after it, of another reason, says when it was
+    // judged.
+    side.gateway.ip(["addr del 192.0.2.77/24 dev wan"]).unwrap();
+    let forgotten = || {
+        let counts = || {
+            ["xdp_unknown_class", "xdp_unknown_index"].map(|reason| drops(&world.tunnel.a, reason))
+        };
+        let [class, index] = counts();
+        sender.send_to(&unknown, (later, PORT)).unwrap();
+        sender.send_to(&data, (side.wan_v4, PORT)).unwrap();
+        let judged = || (counts()[1] > index).then_some(());
+        wait_for("the second packet", LIMIT, judged).unwrap();
+        (counts()[0] == class).then_some(())
+    };
+    wait_for("the old address to be forgotten", LIMIT, forgotten).unwrap();
+    world.ping(&world.site.b, &world.site.a, 3);
+    world.finish();
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp};
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -185,26 +188,57 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::NewNeighbour(request), NLM_F_ACK | NLM_F_CREATE).map(drop)
     }
 
+    /// Every address of this host, those of the interface `first` before the others.
+    pub fn addresses(&self, first: u32) -> io::Result<Vec<IpAddr>> {
+        let mut found = Vec::new();
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.send(request, NLM_F_DUMP)?;
+        loop {
+            let (bytes, _) = self.socket.recv_from_full()?;
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                let answer = read(rest)?;
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message)) => {
+                        let is_first = message.header.index == first;
+                        found.extend(own_address(&message).map(|address| (!is_first, address)));
+                    }
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::Done(_) => {
+                        found.sort_by_key(|&(is_other, _)| is_other);
+                        return Ok(found.into_iter().map(|(_, address)| address).collect());
+                    }
+                    _ => {}
+                }
+                // Each message is padded to four bytes, the last one perhaps not.
+                let len = (answer.header.length as usize).next_multiple_of(4);
+                rest = rest.get(len..).unwrap_or_default();
+            }
+        }
+    }
+
     /// One request, one answer.
     fn ask(
         &self,
         request: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Option<RouteNetlinkMessage>> {
+        self.send(request, flags)?;
+        let (answer, _) = self.socket.recv_from_full()?;
+        match read(&answer)?.payload {
+            NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
+            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+            _ => Ok(None),
+        }
+    }
+
+    fn send(&self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST | flags;
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
-        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-        let (answer, _) = self.socket.recv_from_full()?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        match answer.payload {
-            NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            _ => Ok(None),
-        }
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map(drop)
     }
 }
 
@@ -217,6 +251,8 @@ pub struct Monitor {
 /// What kinds of news came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct News {
+    /// Addresses of this host changed.
+    pub addresses: bool,
     /// An interface changed, came or went.
     pub links: bool,
     /// Routes, neighbours or addresses changed; links too.
@@ -243,7 +279,7 @@ impl Monitor {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return news,
                 // News were lost: anything may have changed.
-                Err(_) => return News { links: true, paths: true },
+                Err(_) => return News::ALL,
             }
         }
     }
@@ -257,10 +293,14 @@ impl AsFd for Monitor {
 }
 
 impl News {
-    /// Message types of `linux/rtnetlink.h`: links are 16 and 17; the rest concerns paths.
+    pub const ALL: Self = Self { addresses: true, links: true, paths: true };
+
+    /// Message types of `linux/rtnetlink.h`: links are 16 and 17, addresses 20 and 21; all concern
+    /// paths.
     fn note(&mut self, bytes: &[u8]) {
         let kind = bytes.get(4..6).map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]));
         self.links |= matches!(kind, 16 | 17);
+        self.addresses |= matches!(kind, 20 | 21);
         self.paths = true;
     }
 }
@@ -349,6 +389,28 @@ fn read_link(message: &LinkMessage) -> Link {
     link
 }
 
+/// Ours, where the message also names the other end's.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    find(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    })
+    .or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
+}
+
+fn read(bytes: &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
+    NetlinkMessage::deserialize(bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+}
+
 fn neighbour_message(ifindex: u32, ip: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family(ip);
@@ -403,6 +465,11 @@ mod tests {
             assert_eq!((route.gateway, route.ifindex), (None, link.index));
             assert_eq!(ask("203.0.113.1"), None, "no route");
             assert_eq!(ask("192.0.2.1"), None, "our own address");
+            let addresses = netlink.addresses(link.index).unwrap();
+            let expected: [IpAddr; 2] =
+                ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+            assert!(addresses.starts_with(&expected), "{addresses:?}");
+            assert!(addresses.contains(&[127, 0, 0, 1].into()), "{addresses:?}");
             let known = netlink.neighbour(link.index, "192.0.2.2".parse().unwrap()).unwrap();
             assert_eq!(known, Some(Neighbour { address: [2, 0, 0, 0, 0, 7], is_stale: true }));
             // An unknown neighbour is asked for, and the answer is news.

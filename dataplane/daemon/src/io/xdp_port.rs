@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::ethtool;
 use super::lane::{LaneSocket, Mailbox, drain};
-use super::netlink::{Link, Monitor, Netlink, offers_zero_copy};
+use super::netlink::{Link, Monitor, Netlink, News, offers_zero_copy};
 use super::nexthop::{self, NextHops};
 use super::umem::chunk_len;
 use super::xsk::{self, Fault, Mode, XskError};
@@ -197,9 +197,7 @@ impl<'a> Device<'a> {
 /// What ended a wait.
 enum Woken {
     Stop,
-    Links,
-    /// News of routes, neighbours or addresses.
-    Paths,
+    News(News),
     Faults(Vec<Fault>),
     TimeOut,
 }
@@ -236,8 +234,8 @@ impl Keeper {
             match self.wait(wait) {
                 Woken::Stop => return false,
                 Woken::TimeOut => return true,
-                Woken::Faults(_) | Woken::Paths => {}
-                Woken::Links => {
+                Woken::Faults(_) | Woken::News(News { links: false, .. }) => {}
+                Woken::News(_) => {
                     let now = self.find_link().ok();
                     let refused = self.refused.as_ref();
                     if refused.is_none() || refused.map(Device::of) != now.as_ref().map(Device::of)
@@ -256,6 +254,8 @@ impl Keeper {
         let mode = self.choose_mode(&link)?;
         let driver = ethtool::driver(&link.name);
         let queues_before = ethtool::receive_queues(&link.name);
+        // Before XDP sees a packet: it must act only on those that are for this host.
+        self.note_addresses(&link).map_err(Obstacle::Passing)?;
         let program =
             self.programs.attach_xdp(link.index).map_err(|error| Obstacle::of_attach(&error))?;
         // Attaching may add queues; what arrives on one without a socket goes to the kernel.
@@ -366,11 +366,18 @@ impl Keeper {
                     }
                     self.answer(attached);
                 }
-                Woken::Links | Woken::Paths => self.refresh(attached, false),
+                Woken::News(news) => {
+                    self.refresh(attached, false);
+                    if news.addresses
+                        && let Err(reason) = self.note_addresses(&attached.link)
+                    {
+                        return Some(reason);
+                    }
+                }
                 Woken::TimeOut => {}
             }
             let is_due = Instant::now() >= next_check;
-            if (is_due || matches!(woken, Woken::Links))
+            if (is_due || matches!(woken, Woken::News(News { links: true, .. })))
                 && let Some(reason) = self.check(attached)
             {
                 return Some(reason);
@@ -431,6 +438,18 @@ impl Keeper {
         }
         attached.link = now;
         None
+    }
+
+    /// Tells XDP the addresses of this host. It judges only packets to them: those to the same port
+    /// of another host, which this gateway forwards, are left alone.
+    fn note_addresses(&self, link: &Link) -> Result<(), String> {
+        let addresses = self.netlink.addresses(link.index);
+        let addresses = addresses
+            .map_err(|error| format!("asking for the addresses of this host failed: {error}"))?;
+        if addresses.is_empty() {
+            return Err("this host has no address".into());
+        }
+        self.programs.set_local_addresses(&addresses).map_err(|error| error.to_string())
     }
 
     fn answer(&self, attached: &Attached) {
@@ -496,9 +515,9 @@ impl Keeper {
         if seen[1] {
             thread::sleep(NEWS_PAUSE);
             let news = self.monitor.take();
-            return if news.links { Woken::Links } else { Woken::Paths };
+            return Woken::News(news);
         }
-        if count == 0 { Woken::TimeOut } else { Woken::Links }
+        if count == 0 { Woken::TimeOut } else { Woken::News(News::ALL) }
     }
 
     fn say_attached(&self, attached: &Attached, driver: &str, chunk_len: u32) {
