@@ -43,8 +43,9 @@ pub enum LoadError {
     Abi { field: &'static str, seen: u32, expected: u32 },
 
     #[error(
-        "interface {interface} already runs the XDP program {program}; it is left alone. Detach it \
-         (`bpftool net` shows whose it is) or set receive = \"socket\""
+        "interface {interface} already runs the XDP program {program}; it is left alone. Stop the \
+         service that put it there (`bpftool link` shows its process), or detach it (`ip link set \
+         dev {interface} xdp off`), or set receive = \"socket\""
     )]
     Occupied { interface: String, program: OtherProgram },
 
@@ -89,7 +90,7 @@ impl LoadError {
     }
 }
 
-/// Who holds an interface's XDP hook, as far as the kernel tells.
+/// Who holds an interface's XDP hook, as far as the kernel tells: names only with CAP_SYS_ADMIN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherProgram {
     pub id: Option<u32>,
@@ -98,10 +99,10 @@ pub struct OtherProgram {
 
 impl std::fmt::Display for OtherProgram {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = self.name.as_deref().unwrap_or("of unknown name");
-        match self.id {
-            Some(id) => write!(f, "{name} (id {id})"),
-            None => write!(f, "{name} (id unknown)"),
+        match (&self.name, self.id) {
+            (Some(name), Some(id)) => write!(f, "{name} (id {id})"),
+            (None, Some(id)) => write!(f, "with id {id} (`bpftool prog show id {id}` names it)"),
+            (_, None) => f.write_str("of another process"),
         }
     }
 }

@@ -19,4 +19,4 @@ mod sys;
 #[cfg(feature = "load")]
 pub mod tables;
 #[cfg(feature = "load")]
-mod xdp_owner;
+pub mod xdp_owner;

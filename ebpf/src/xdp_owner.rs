@@ -14,6 +14,12 @@ pub(crate) struct Interface {
     pub(crate) xdp_program: Option<u32>,
 }
 
+/// The XDP program on an interface; none if it runs none.
+pub fn program_on(ifindex: u32) -> Option<OtherProgram> {
+    let interface = interface(ifindex)?;
+    interface.xdp_program.map(|_| interface.other_program())
+}
+
 /// None if there is no such interface, or if the kernel does not answer.
 pub(crate) fn interface(ifindex: u32) -> Option<Interface> {
     let mut request = LinkMessage::default();

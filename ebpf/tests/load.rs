@@ -64,7 +64,7 @@ fn an_occupied_interface_is_left_alone_and_its_owner_is_named() {
     assert_eq!(program.name.as_deref(), Some("millrace_xdp"));
     let id = first.xdp().expect("xdp").info().expect("info").id();
     assert_eq!(program.id, Some(id));
-    assert!(error.to_string().contains("bpftool net"), "{error}");
+    assert!(error.to_string().contains("`bpftool link` shows"), "{error}");
 
     drop(attachment);
     drop(first);

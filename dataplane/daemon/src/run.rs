@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU32;
 use std::thread::{self, JoinHandle};
 
 use millrace_config::config::Receive;
+use millrace_ebpf::error::OtherProgram;
 use millrace_wg::device::{Device, DeviceConfig};
 use millrace_wg::timestamp::Tai64n;
 use millrace_wg::{DropCounters, Shared};
@@ -23,7 +24,7 @@ use crate::io::lane::{Lane, Mailbox};
 use crate::io::nexthop::NextHops;
 use crate::io::tun::{TunOffloads, TunQueue};
 use crate::io::udp::{Receiver, UdpOptions, UdpSocket};
-use crate::io::xdp_port::{Port, PortOptions};
+use crate::io::xdp_port::{Port, PortOptions, foreign_program};
 use crate::offload::Offloads;
 use crate::privileges;
 use crate::queue::SlowQueue;
@@ -116,8 +117,11 @@ impl Dataplane {
         let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
         let icmp = Arc::new(IcmpSender::open());
         let wants_af_xdp = options.plane.receive != Receive::Socket;
+        let named = options.plane.device.first().map(String::as_str);
+        let foreign = wants_af_xdp.then(|| foreign_program(named)).flatten();
         privileges::restrict(wants_af_xdp);
-        let (port_of_rings, mut lanes) = match start_port(&options, port, &steering, &stop) {
+        let (port_of_rings, mut lanes) = match start_port(&options, port, foreign, &steering, &stop)
+        {
             Ok((port, lanes)) => (Ok(port), lanes),
             Err(reason) => (Err(reason), Vec::new()),
         };
@@ -195,6 +199,7 @@ impl Dataplane {
 fn start_port(
     options: &Options,
     port: u16,
+    foreign: Option<OtherProgram>,
     steering: &Steering,
     stop: &Arc<OwnedFd>,
 ) -> Result<(Port, Vec<Lane>), String> {
@@ -221,6 +226,7 @@ fn start_port(
             transmit: plane.transmit,
             port,
             fwmark: options.fwmark,
+            foreign,
         };
         let (programs, stop) = (Arc::clone(programs), Arc::clone(stop));
         Ok((Port::start(options, programs, mailboxes, hops, wake, stop)?, lanes))

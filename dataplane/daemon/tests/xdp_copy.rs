@@ -298,9 +298,8 @@ fn somebody_elses_program_is_left_alone() {
     let tunnel = millrace_lab::Tunnel::start(&lab, &site, pair, &options("xdp-copy")).unwrap();
     let seen = || fact(&tunnel.a, "receive_reason").filter(|reason| reason.contains("already"));
     let reason = wait_for("the refusal", LIMIT, seen).unwrap();
-    // Its name only a process with CAP_SYS_ADMIN may ask for; the number leads to it.
-    assert!(reason.contains("(id "), "{reason}");
-    assert!(reason.contains("bpftool net"), "{reason}");
+    assert!(reason.contains("the XDP program millrace_xdp (id "), "{reason}");
+    assert!(reason.contains("`ip link set dev wan xdp off`"), "{reason}");
     assert_eq!(fact(&tunnel.a, "receive").unwrap(), "socket");
     millrace_lab::tunnel::connect(&site.a, &site.b, LIMIT).unwrap();
     assert!(has_xdp(&site.a.gateway), "theirs is still there");

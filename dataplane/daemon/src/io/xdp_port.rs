@@ -13,8 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_config::config::{Receive, Transmit};
-use millrace_ebpf::error::LoadError;
+use millrace_ebpf::error::{LoadError, OtherProgram};
 use millrace_ebpf::load::{Programs, XdpAttachment};
+use millrace_ebpf::xdp_owner;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::ethtool;
@@ -50,6 +51,19 @@ pub struct PortOptions {
     /// Our UDP port.
     pub port: u16,
     pub fwmark: u32,
+    /// From [`foreign_program`], before the right to ask for it was given up.
+    pub foreign: Option<OtherProgram>,
+}
+
+/// The XDP program that is on the device already. Its name only a process with CAP_SYS_ADMIN may
+/// ask for, so ask before privileges are given up.
+pub fn foreign_program(device: Option<&str>) -> Option<OtherProgram> {
+    let netlink = Netlink::new().ok()?;
+    let link = match device {
+        Some(device) => netlink.link_by_name(device),
+        None => netlink.default_link(),
+    };
+    xdp_owner::program_on(link.ok()??.index)
 }
 
 /// What runs on the device and why, for `status`.
@@ -162,7 +176,12 @@ enum Obstacle {
 }
 
 impl Obstacle {
-    fn of_attach(error: &LoadError) -> Self {
+    fn of_attach(mut error: LoadError, foreign: Option<&OtherProgram>) -> Self {
+        if let (LoadError::Occupied { program, .. }, Some(foreign)) = (&mut error, foreign)
+            && program.id == foreign.id
+        {
+            *program = foreign.clone();
+        }
         match error {
             LoadError::DriverRefused { .. } | LoadError::NoNativeXdp { .. } => {
                 Self::Lasting(error.to_string())
@@ -256,8 +275,10 @@ impl Keeper {
         let queues_before = ethtool::receive_queues(&link.name);
         // Before XDP sees a packet: it must act only on those that are for this host.
         self.note_addresses(&link).map_err(Obstacle::Passing)?;
-        let program =
-            self.programs.attach_xdp(link.index).map_err(|error| Obstacle::of_attach(&error))?;
+        let program = self
+            .programs
+            .attach_xdp(link.index)
+            .map_err(|error| Obstacle::of_attach(error, self.options.foreign.as_ref()))?;
         // Attaching may add queues; what arrives on one without a socket goes to the kernel.
         let queues = ethtool::receive_queues(&link.name).min(QUEUES_MAX);
         let chunk_len = chunk_len(&driver, link.mtu);
