@@ -36,8 +36,6 @@ pub struct DeviceConfig {
     pub mtu: u16,
     /// The mark that an earlier run persisted (see [`Output::TimestampUsed`]).
     pub newest_timestamp: Option<Tai64n>,
-    /// What an earlier run accepted from peers (see [`Output::TimestampAccepted`]).
-    pub accepted_timestamps: Vec<(PublicKey, Tai64n)>,
     /// Where this half counts what it drops.
     pub drops: Arc<DropCounters>,
 }
@@ -84,12 +82,6 @@ pub enum Output {
     },
     /// Persist before the following transmits: timestamps up to this one may be sent.
     TimestampUsed(Tai64n),
-    /// Persist when convenient: older initiations of this peer are replays. Forgotten with the
-    /// peer, which is the cure for a peer whose clock was once far ahead.
-    TimestampAccepted {
-        peer: PublicKey,
-        timestamp: Tai64n,
-    },
 }
 
 /// See the module's documentation.
@@ -99,8 +91,6 @@ pub struct Device {
     drops: Arc<DropCounters>,
     own: Option<Own>,
     timestamps: Timestamps,
-    /// From an earlier run, until their peer is added.
-    accepted_timestamps: BTreeMap<PublicKey, Tai64n>,
     limiter: RateLimiter,
     under_load_until: Option<Instant>,
     peers: Vec<Option<KnownPeer>>,
@@ -141,7 +131,6 @@ impl Device {
             drops: config.drops,
             own: None,
             timestamps: Timestamps::new(config.newest_timestamp),
-            accepted_timestamps: config.accepted_timestamps.into_iter().collect(),
             limiter: RateLimiter::default(),
             under_load_until: None,
             peers: Vec::new(),
@@ -335,7 +324,6 @@ impl Device {
                     peer.shared.activity.handshake_wanted.store(false, Ordering::Relaxed);
                 }
             }
-            FastEvent::Roamed(_) => {}
             FastEvent::Stage { peer, packet } => self.stage(clock, peer, packet),
         }
     }
@@ -443,9 +431,7 @@ impl Device {
             self.peers.len() - 1
         });
         let slot = PeerSlot(place as u32);
-        let mut peer = KnownPeer::new(Arc::new(Peer::new(slot, key, None)));
-        peer.newest_timestamp = self.accepted_timestamps.remove(&key);
-        self.peers[place] = Some(peer);
+        self.peers[place] = Some(KnownPeer::new(Arc::new(Peer::new(slot, key, None))));
         self.by_key.insert(key, slot);
         if let Some(own) = &mut self.own {
             Arc::make_mut(&mut own.known).insert(&own.identity, key);

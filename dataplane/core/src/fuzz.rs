@@ -227,7 +227,6 @@ impl Side {
         let config = DeviceConfig {
             mtu: MTU_DEFAULT,
             newest_timestamp: None,
-            accepted_timestamps: Vec::new(),
             drops: Arc::default(),
         };
         let mut device = Device::new(config, Arc::new(Shared::new(16)), Box::new(rng));

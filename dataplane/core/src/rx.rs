@@ -207,8 +207,8 @@ impl<'s> Commit<'s> {
             return;
         }
         let (session, peer) = (self.session, &self.session.peer);
-        if self.newest_source.is_some_and(|source| peer.roam(source)) {
-            events(FastEvent::Roamed(peer.slot));
+        if let Some(source) = self.newest_source {
+            peer.roam(source);
         }
         let confirmed = &session.confirmed;
         if !confirmed.load(Ordering::Relaxed) && !confirmed.swap(true, Ordering::Relaxed) {

@@ -49,8 +49,6 @@ pub enum FastEvent {
     Confirmed { peer: PeerSlot, local_index: u32 },
     /// The session is old or worn: the initiator should make a new one.
     HandshakeWanted(PeerSlot),
-    /// The peer's source address changed.
-    Roamed(PeerSlot),
     /// No usable session: keep this inner packet until there is one.
     Stage { peer: PeerSlot, packet: Box<[u8]> },
 }

@@ -110,7 +110,6 @@ impl Dataplane {
         let config = DeviceConfig {
             mtu: options.mtu,
             newest_timestamp: timestamps.newest().map(Tai64n),
-            accepted_timestamps: Vec::new(),
             drops: Arc::clone(&drops[options.cores.len()]),
         };
         let device = Device::new(config, Arc::clone(&shared), Box::new(OsRng.unwrap_err()));

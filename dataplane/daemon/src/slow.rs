@@ -210,7 +210,6 @@ impl Slow {
                 }
                 Output::SessionDown { local_index } => self.steering.session_down(local_index),
                 Output::TimestampUsed(timestamp) => self.timestamps.store(timestamp.0),
-                Output::TimestampAccepted { .. } => {}
             }
         }
     }

@@ -82,7 +82,7 @@ impl Device {
         if peer.initiation_accepted_at.is_some_and(too_soon) {
             return Err(Drop::HsFlood);
         }
-        let (key, timestamp) = (initiation.peer, initiation.timestamp);
+        let timestamp = initiation.timestamp;
         let (body, keys) = initiation.respond(&peer.preshared).ok_or(Drop::HsInvalid)?;
         peer.newest_timestamp = Some(timestamp);
         peer.initiation_accepted_at = Some(clock.now);
@@ -106,7 +106,6 @@ impl Device {
             let replaced = peer.sessions.next.replace(session);
             self.retire(replaced);
         }
-        self.outputs.push_back(Output::TimestampAccepted { peer: key, timestamp });
         let bytes = response.as_bytes().to_vec();
         self.outputs.push_back(Output::Transmit { to: source, bytes, tos: HANDSHAKE_TOS });
         self.reschedule(clock.now, slot);

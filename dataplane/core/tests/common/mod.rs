@@ -94,7 +94,6 @@ pub(crate) struct Node {
     pub(crate) wall_error_secs: i64,
     /// What the daemon would have on disk.
     pub(crate) mark: Option<Tai64n>,
-    pub(crate) accepted: BTreeMap<PublicKey, Tai64n>,
     /// Sessions that the device said are up.
     pub(crate) up: BTreeSet<u32>,
     batch: TxBatch,
@@ -231,10 +230,6 @@ impl World {
                 Output::TimestampUsed(mark) => {
                     assert!(Some(mark) > this.mark, "a mark only grows");
                     this.mark = Some(mark);
-                }
-                Output::TimestampAccepted { peer, timestamp } => {
-                    let before = this.accepted.insert(peer, timestamp);
-                    assert!(before < Some(timestamp));
                 }
             }
         }
@@ -438,13 +433,13 @@ impl Node {
     fn new(rng: &mut ChaCha8Rng, place: usize) -> Self {
         let private = Secret::generate_private_key(rng);
         let address = SocketAddr::new(Ipv4Addr::new(192, 0, 2, place as u8 + 1).into(), 51820);
-        Self::with(rng, private, address, None, BTreeMap::new())
+        Self::with(rng, private, address, None)
     }
 
     /// The same machine after a restart: keys and disk stay, everything else is lost.
     pub(crate) fn restarted(&self, rng: &mut ChaCha8Rng) -> Self {
         let mut node =
-            Self::with(rng, self.private.clone(), self.address, self.mark, self.accepted.clone());
+            Self::with(rng, self.private.clone(), self.address, self.mark);
         node.wall_error_secs = self.wall_error_secs;
         node
     }
@@ -454,13 +449,11 @@ impl Node {
         private: Secret,
         address: SocketAddr,
         mark: Option<Tai64n>,
-        accepted: BTreeMap<PublicKey, Tai64n>,
     ) -> Self {
         let (shared, drops) = (Arc::new(Shared::new(64)), Arc::new(DropCounters::default()));
         let config = DeviceConfig {
             mtu: MTU_DEFAULT,
             newest_timestamp: mark,
-            accepted_timestamps: accepted.clone().into_iter().collect(),
             drops: Arc::clone(&drops),
         };
         let own_rng = ChaCha8Rng::from_rng(rng);
@@ -478,7 +471,6 @@ impl Node {
             waiting: 0,
             wall_error_secs: 0,
             mark,
-            accepted,
             up: BTreeSet::new(),
             batch: TxBatch::new(),
             inbox: BTreeMap::new(),
