@@ -170,7 +170,7 @@ impl Tunnels {
         for (vnet, packet) in packets {
             let mut from = 0;
             while let Push::Full { resume } =
-                self.batch.push(&self.routes, *vnet, packet, from, &self.drops, &mut |_| {})
+                self.batch.push(&self.routes, *vnet, packet, from, &self.drops)
             {
                 self.send(&mut sink);
                 from = resume;

@@ -438,8 +438,7 @@ impl Node {
 
     /// The same machine after a restart: keys and disk stay, everything else is lost.
     pub(crate) fn restarted(&self, rng: &mut ChaCha8Rng) -> Self {
-        let mut node =
-            Self::with(rng, self.private.clone(), self.address, self.mark);
+        let mut node = Self::with(rng, self.private.clone(), self.address, self.mark);
         node.wall_error_secs = self.wall_error_secs;
         node
     }
@@ -451,11 +450,8 @@ impl Node {
         mark: Option<Tai64n>,
     ) -> Self {
         let (shared, drops) = (Arc::new(Shared::new(64)), Arc::new(DropCounters::default()));
-        let config = DeviceConfig {
-            mtu: MTU_DEFAULT,
-            newest_timestamp: mark,
-            drops: Arc::clone(&drops),
-        };
+        let config =
+            DeviceConfig { mtu: MTU_DEFAULT, newest_timestamp: mark, drops: Arc::clone(&drops) };
         let own_rng = ChaCha8Rng::from_rng(rng);
         let mut device = Device::new(config, Arc::clone(&shared), Box::new(own_rng));
         let clock = Clock { now: Instant::from_nanos(1), wall: WALL };
