@@ -11,7 +11,9 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -50,6 +52,27 @@ impl Interface {
             .connect(&SocketAddr::new(0, 0))
             .map_err(|e| Failure::from_io(&doing("settings"), &e))?;
         Ok(Self { name: name.to_owned(), index, socket, sequence: 0 })
+    }
+
+    /// Before the interface is up for the first time: as the kernel's own WireGuard device, it has
+    /// no link-local address and takes no part in multicast. Else the kernel would send router
+    /// solicitations and group reports into the tunnel for ever. `ip link set NAME multicast on`
+    /// brings multicast back.
+    pub fn silence(&mut self) -> Result<(), Failure> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        message.header.change_mask = LinkFlags::Multicast;
+        self.request("multicast", RouteNetlinkMessage::SetLink(message), 0)?;
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let family = AfSpecUnspec::Inet6(vec![mode]);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![family]));
+        match self.exchange(RouteNetlinkMessage::SetLink(message), 0) {
+            // No IPv6 on this host, or not with so small an MTU: nothing to silence.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(()),
+            result => result.map_err(|error| self.failure("link-local addresses", &error)),
+        }
     }
 
     /// Sets the MTU and brings the interface up.

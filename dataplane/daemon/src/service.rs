@@ -149,6 +149,9 @@ const WORKERS_AUTO_MAX: usize = 8;
 /// MTU, addresses and routes; what `before` had and `config` has not goes.
 fn set_interface(config: &Config, before: Option<&Config>) -> Result<(), Failure> {
     let mut interface = Interface::open(&config.interface.name)?;
+    if before.is_none() {
+        interface.silence()?;
+    }
     interface.set_up(config.interface.mtu.unwrap_or(MTU_DEFAULT))?;
     for &address in &config.interface.address {
         interface.add_address(address)?;

@@ -18,8 +18,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
-/// Multicast groups of `linux/rtnetlink.h`: link, neighbour, addresses and routes of both families.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// Multicast groups of `linux/rtnetlink.h`.
+const GROUP_LINK: u32 = 1;
+/// Neighbours, addresses and routes of both families.
+const GROUPS_OF_PATHS: [u32; 5] = [3, 5, 7, 9, 11];
 const GENL_ID_CTRL: u16 = 16;
 const GENL_HEADERS_LEN: usize = 20;
 /// `NETDEV_XDP_ACT_XSK_ZEROCOPY` of `linux/netdev.h`.
@@ -260,14 +262,22 @@ pub struct News {
 }
 
 impl Monitor {
+    /// News of interfaces only.
     pub fn new() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.set_non_blocking(true)?;
-        for group in GROUPS {
-            socket.add_membership(group)?;
-        }
+        socket.add_membership(GROUP_LINK)?;
         Ok(Self { socket })
+    }
+
+    /// Also news of neighbours, addresses and routes, or no longer. On most hosts there are some
+    /// every minute, so whoever does not need them should not be woken by them.
+    pub fn follow_paths(&self, follow: bool) -> io::Result<()> {
+        GROUPS_OF_PATHS.iter().try_for_each(|&group| match follow {
+            true => self.socket.add_membership(group),
+            false => self.socket.drop_membership(group),
+        })
     }
 
     /// Takes all news that wait.
@@ -452,6 +462,7 @@ mod tests {
         a.run(|| {
             let netlink = Netlink::new().unwrap();
             let monitor = Monitor::new().unwrap();
+            monitor.follow_paths(true).unwrap();
             let link = netlink.link_by_name("veth0").unwrap().unwrap();
             assert_eq!((link.mtu, link.is_up, link.is_ethernet), (1500, true, true));
             assert_eq!(netlink.link_by_index(link.index).unwrap().unwrap().name, "veth0");
@@ -482,6 +493,12 @@ mod tests {
             .unwrap();
             let news = monitor.take();
             assert!(news.paths, "{news:?}");
+            monitor.follow_paths(false).unwrap();
+            a.ip(["route add 203.0.113.0/24 via 192.0.2.2", "neigh del 192.0.2.2 dev veth0"])
+                .unwrap();
+            assert_eq!(monitor.take(), News::default(), "not asked for");
+            a.ip(["link set veth0 mtu 1400"]).unwrap();
+            assert!(monitor.take().links);
             assert_eq!(offers_zero_copy(link.index), Some(false), "veth has none");
         });
     }

@@ -241,6 +241,7 @@ impl Keeper {
                     None
                 }
             };
+            self.follow_paths(false);
             if !self.idle(wait) {
                 return;
             }
@@ -273,6 +274,8 @@ impl Keeper {
         let mode = self.choose_mode(&link)?;
         let driver = ethtool::driver(&link.name);
         let queues_before = ethtool::receive_queues(&link.name);
+        // Before the first look at them, so that no change falls between.
+        self.follow_paths(true);
         // Before XDP sees a packet: it must act only on those that are for this host.
         self.note_addresses(&link).map_err(Obstacle::Passing)?;
         let program = self
@@ -471,6 +474,13 @@ impl Keeper {
             return Err("this host has no address".into());
         }
         self.programs.set_local_addresses(&addresses).map_err(|error| error.to_string())
+    }
+
+    /// Without AF_XDP sockets no neighbour, route or address concerns us.
+    fn follow_paths(&self, follow: bool) {
+        if let Err(error) = self.monitor.follow_paths(follow) {
+            tracing::warn!(%error, follow, "the kernel's news of paths cannot be chosen");
+        }
     }
 
     fn answer(&self, attached: &Attached) {
