@@ -7,7 +7,7 @@
 #include "drops.h"
 
 #define ABI_MAGIC 0x6d696c6c /* "mill" */
-#define ABI_VERSION 3
+#define ABI_VERSION 4
 
 /* Capacities. Those of peers and sessions are set by the loader; what stands here is the default.
  * That of sessions is a power of two. */
@@ -115,7 +115,8 @@ struct session {
 	__u32 worker;
 };
 
-/* DROPS[reason], one per CPU. Bytes are those of whole frames. */
+/* DROPS[reason], one per CPU. Bytes are those of whole frames. PASSED[0] likewise: data messages of
+ * live sessions that came on a queue without an AF_XDP socket. They went to the kernel: no drop. */
 struct drop_count {
 	__u64 packets;
 	__u64 bytes;

@@ -10,8 +10,12 @@
 	X(xdp_unknown_class, "A packet to our port is no protocol that we speak.") \
 	X(xdp_unknown_index, "A data packet names a receiver index that no session has.") \
 	X(xdp_handshake_rate, "A source prefix sends more handshakes than its token bucket allows.") \
-	X(xdp_redirect_failed, "The kernel could not put a data packet into the AF_XDP ring.") \
+	X(xdp_redirect_failed, "A data packet for an AF_XDP ring found no free frame, or was too long for one.") \
+	X(xdp_ring_full, "An AF_XDP receive ring was full: its worker was too slow.") \
+	X(xdp_ring_closed, "A received packet waited in an AF_XDP ring when the ring was given up.") \
+	X(xdp_descriptor_invalid, "An AF_XDP ring named a frame that the other side cannot have.") \
 	/* receive */ \
+	X(rx_socket_full, "A UDP socket's receive buffer was full, or a checksum was wrong.") \
 	X(rx_truncated, "A message is shorter or longer than its type allows.") \
 	X(rx_unknown_type, "A datagram is no WireGuard message.") \
 	X(rx_unknown_index, "A data message names a receiver index that no session has.") \
@@ -35,8 +39,10 @@
 	X(tx_socket_full, "The UDP socket's buffer was full.") \
 	X(tx_socket_error, "The kernel refused to send a datagram.") \
 	X(tx_ring_full, "The AF_XDP transmit ring was full.") \
+	X(tx_descriptor_invalid, "The kernel refused a frame in the AF_XDP transmit ring.") \
 	X(tx_no_neighbour, "The next hop's hardware address is not known yet.") \
 	/* tun */ \
+	X(tun_queue_full, "The TUN device's queue was full: its worker was too slow.") \
 	X(tun_write_failed, "The TUN device refused a packet.") \
 	/* handshake */ \
 	X(hs_mac1_invalid, "A handshake message was not made for our public key.") \

@@ -88,6 +88,13 @@ struct {
 } DROPS SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct drop_count);
+} PASSED SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, LOCAL_ADDRESSES_MAX);
@@ -109,15 +116,26 @@ struct {
 	__type(value, struct handshake_set);
 } HANDSHAKES SEC(".maps");
 
-static __always_inline void count_drop(enum drop reason, __u64 bytes)
+static __always_inline void count_one(struct drop_count *count, __u64 bytes)
 {
-	__u32 key = reason;
-	struct drop_count *count = bpf_map_lookup_elem(&DROPS, &key);
-
 	if (!count)
 		return;
 	count->packets += 1;
 	count->bytes += bytes;
+}
+
+static __always_inline void count_drop(enum drop reason, __u64 bytes)
+{
+	__u32 key = reason;
+
+	count_one(bpf_map_lookup_elem(&DROPS, &key), bytes);
+}
+
+static __always_inline void count_passed(__u64 bytes)
+{
+	__u32 zero = 0;
+
+	count_one(bpf_map_lookup_elem(&PASSED, &zero), bytes);
 }
 
 /* The live session of a receiver index, or none. */

@@ -168,6 +168,17 @@ static __always_inline int take_handshake(__u64 prefix)
 	return 1;
 }
 
+/* To the AF_XDP socket of the queue, or to the kernel if it has none. Whether a socket has room is
+ * known only after this program; the socket counts what it could not take. */
+static __always_inline int to_ring(struct xdp_md *context, __u64 bytes)
+{
+	int verdict = bpf_redirect_map(&XSKS, context->rx_queue_index, XDP_PASS);
+
+	if (verdict == XDP_PASS)
+		count_passed(bytes);
+	return verdict;
+}
+
 SEC("xdp")
 int millrace_xdp(struct xdp_md *context)
 {
@@ -186,7 +197,7 @@ int millrace_xdp(struct xdp_md *context)
 	switch (classify(datagram.head, datagram.length)) {
 	case CLASS_WG_DATA:
 		if (find_session(wireguard_index(datagram.head)))
-			return bpf_redirect_map(&XSKS, context->rx_queue_index, XDP_PASS);
+			return to_ring(context, end - frame);
 		if (!flags->authoritative)
 			return XDP_PASS;
 		reason = DROP_xdp_unknown_index;

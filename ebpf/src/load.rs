@@ -20,7 +20,7 @@ use crate::error::LoadError;
 use crate::maps::{FlagWords, LineReader, LineWriter, StatsLines};
 use crate::spec::{MapSpec, Specs};
 use crate::sys;
-use crate::tables::{Drops, LocalAddresses, Sessions, Sockets, Xsks};
+use crate::tables::{Drops, LocalAddresses, Passed, Sessions, Sockets, Xsks};
 use crate::xdp_owner;
 
 /// The object that was built from `bpf/programs.bpf.c`.
@@ -85,6 +85,7 @@ pub struct Programs {
     pub sockets: Sockets,
     pub xsks: Xsks,
     pub drops: Drops,
+    pub passed: Passed,
     pub flags: FlagWords,
     pub stats: StatsLines,
     specs: Specs,
@@ -139,6 +140,7 @@ impl Programs {
             sockets: Sockets(take_map(&mut ebpf, &Specs::SOCKETS)?),
             xsks: Xsks(take_map(&mut ebpf, &Specs::XSKS)?),
             drops: Drops::new(drops_map)?,
+            passed: Passed::new(take_map(&mut ebpf, &Specs::PASSED)?)?,
             flags: FlagWords::new(take_map(&mut ebpf, &Specs::FLAGS)?.as_fd())?,
             stats: StatsLines::writable(stats_fd.as_fd())?,
             local_addresses: LocalAddresses::new(

@@ -110,6 +110,8 @@ impl Specs {
         MapSpec::new("SOCKETS", REUSEPORT_SOCKARRAY, 4, 4).entries(2 * abi::SOCKETS_PER_FAMILY);
     pub const DROPS: MapSpec = MapSpec::new("DROPS", PERCPU_ARRAY, 4, size_of::<abi::DropCount>())
         .entries(drops::COUNT as u32);
+    pub const PASSED: MapSpec =
+        MapSpec::new("PASSED", PERCPU_ARRAY, 4, size_of::<abi::DropCount>());
     pub const LOCAL_ADDRESSES: MapSpec = MapSpec::new("LOCAL_ADDRESSES", HASH, 16, 1)
         .entries(abi::LOCAL_ADDRESSES_MAX)
         .flags(NO_PREALLOC);

@@ -129,28 +129,57 @@ impl Xsks {
     }
 }
 
-/// DROPS: what the programs threw away, summed over all CPUs.
+/// Counters that each CPU keeps for itself.
 #[derive(Debug)]
-pub struct Drops {
+struct PerCpu {
+    name: &'static str,
     map: OwnedFd,
     cpus: usize,
 }
 
-impl Drops {
-    pub(crate) fn new(map: OwnedFd) -> Result<Self, LoadError> {
-        let cpus =
-            sys::possible_cpus().map_err(LoadError::map("DROPS", "counting possible CPUs"))?;
-        Ok(Self { map, cpus })
+impl PerCpu {
+    fn new(name: &'static str, map: OwnedFd) -> Result<Self, LoadError> {
+        let cpus = sys::possible_cpus().map_err(LoadError::map(name, "counting possible CPUs"))?;
+        Ok(Self { name, map, cpus })
     }
 
-    pub fn get(&self, reason: Drop) -> Result<DropCount, LoadError> {
+    /// The sum over all CPUs.
+    fn get(&self, key: u32) -> Result<DropCount, LoadError> {
         let mut per_cpu = vec![DropCount::default(); self.cpus];
-        sys::map_lookup(self.map.as_fd(), (reason as u32).as_bytes(), per_cpu.as_mut_bytes())
-            .map_err(LoadError::map("DROPS", "reading a counter"))?;
+        sys::map_lookup(self.map.as_fd(), key.as_bytes(), per_cpu.as_mut_bytes())
+            .map_err(LoadError::map(self.name, "reading a counter"))?;
         Ok(per_cpu.iter().fold(DropCount::default(), |sum, one| DropCount {
             packets: sum.packets.wrapping_add(one.packets),
             bytes: sum.bytes.wrapping_add(one.bytes),
         }))
+    }
+}
+
+/// PASSED: data messages of live sessions that came on a queue without an AF_XDP socket.
+#[derive(Debug)]
+pub struct Passed(PerCpu);
+
+impl Passed {
+    pub(crate) fn new(map: OwnedFd) -> Result<Self, LoadError> {
+        PerCpu::new("PASSED", map).map(Self)
+    }
+
+    pub fn get(&self) -> Result<DropCount, LoadError> {
+        self.0.get(0)
+    }
+}
+
+/// DROPS: what the programs threw away, summed over all CPUs.
+#[derive(Debug)]
+pub struct Drops(PerCpu);
+
+impl Drops {
+    pub(crate) fn new(map: OwnedFd) -> Result<Self, LoadError> {
+        PerCpu::new("DROPS", map).map(Self)
+    }
+
+    pub fn get(&self, reason: Drop) -> Result<DropCount, LoadError> {
+        self.0.get(reason as u32)
     }
 
     /// Every reason with its sum, in the order of `drops.h`.

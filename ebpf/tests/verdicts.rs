@@ -11,7 +11,7 @@ use common::{
     Frame, XDP_DROP, XDP_PASS, XDP_REDIRECT, data, disco, geneve, initiation, payload, stun,
     unknown,
 };
-use millrace_ebpf::abi::{HANDSHAKE_SETS, HANDSHAKE_WAYS};
+use millrace_ebpf::abi::{DropCount, HANDSHAKE_SETS, HANDSHAKE_WAYS};
 use millrace_ebpf::drops::Drop;
 use millrace_ebpf::load::{LoadOptions, Programs};
 
@@ -117,8 +117,11 @@ fn data_of_a_session_goes_to_the_ring_and_of_no_session_only_while_the_table_dec
     programs.sessions.insert(INDEX, 0, 0).expect("insert");
     programs.flags.set_authoritative(false);
     check(&programs, "not authoritative again", &stranger, XDP_PASS, None);
+    let passed = || programs.passed.get().expect("passed");
+    assert_eq!(passed().packets, 0);
     assert!(programs.xsks.clear(0).expect("clear"));
     check(&programs, "no ring", &known, XDP_PASS, None);
+    assert_eq!(passed(), DropCount { packets: 1, bytes: known.len() as u64 });
 
     programs.xsks.set(0, ring.as_fd()).expect("ring");
     check(&programs, "ring back", &known, XDP_REDIRECT, None);

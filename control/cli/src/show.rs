@@ -103,6 +103,20 @@ fn dataplane(out: &mut String, status: &Status) {
     let cores: Vec<String> = plane.workers.iter().map(u32::to_string).collect();
     let _ = writeln!(out, "receive   {}: {}", plane.receive, plane.receive_reason);
     let _ = writeln!(out, "transmit  {}: {}", plane.transmit, plane.transmit_reason);
+    let rings = &plane.af_xdp;
+    if !rings.device.is_empty() {
+        let _ = writeln!(
+            out,
+            "af_xdp    {} on {} queues: {} received, {} sent, {} passed to the kernel; fill ring \
+             empty {} times",
+            rings.device,
+            rings.queues,
+            rings.frames_received,
+            rings.frames_sent,
+            rings.frames_passed,
+            rings.fill_ring_empty,
+        );
+    }
     let _ = writeln!(out, "steering  {}", plane.steering);
     let _ = writeln!(out, "workers   on cores {}", cores.join(", "));
     let _ = writeln!(out, "aead      {}", plane.aead);

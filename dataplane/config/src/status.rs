@@ -51,6 +51,22 @@ pub struct Dataplane {
     /// "on", or "off" with the reason.
     pub steering: String,
     pub offloads: Vec<Offload>,
+    pub af_xdp: AfXdp,
+}
+
+/// AF_XDP in numbers since the start. None of them is a loss by itself: those are among the drops.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct AfXdp {
+    /// The interface; empty without AF_XDP.
+    pub device: String,
+    /// Receive queues that have a socket now.
+    pub queues: u32,
+    pub frames_received: u64,
+    pub frames_sent: u64,
+    /// Data messages that came on a queue without a socket and so to the UDP sockets.
+    pub frames_passed: u64,
+    /// Times the device found no frame to receive into: it may have dropped then.
+    pub fill_ring_empty: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -101,6 +117,7 @@ impl Status {
             workers: fact("workers").split(',').filter_map(|core| core.parse().ok()).collect(),
             steering: fact("steering"),
             offloads: facts(&state.facts, "offload").filter_map(offload).collect(),
+            af_xdp: AfXdp::new(&state.facts),
         };
         let mut warnings: Vec<String> = facts(&state.facts, "note").map(str::to_owned).collect();
         if let Some(why) = facts(&state.facts, "config_error").next() {
@@ -140,6 +157,22 @@ impl Status {
     pub fn is_ready(&self) -> bool {
         self.health != Health::Down
             && (self.peers.is_empty() || self.peers.iter().any(|peer| peer.has_session))
+    }
+}
+
+impl AfXdp {
+    fn new(all: &[(String, String)]) -> Self {
+        let fact = |key| facts(all, key).next().unwrap_or_default();
+        let number = |text: &str| text.parse().unwrap_or(0);
+        let (received, sent) = fact("xdp_frames").split_once(' ').unwrap_or_default();
+        Self {
+            device: fact("device").to_owned(),
+            queues: fact("queues").parse().unwrap_or(0),
+            frames_received: number(received),
+            frames_sent: number(sent),
+            frames_passed: number(fact("xdp_passed")),
+            fill_ring_empty: number(fact("xdp_fill_empty")),
+        }
     }
 }
 
@@ -202,6 +235,11 @@ mod tests {
                 fact("steering", "on"),
                 fact("offload", "udp_gso on a probe worked"),
                 fact("drop", "rx_replayed 3"),
+                fact("device", "wan"),
+                fact("queues", "2"),
+                fact("xdp_frames", "70 60"),
+                fact("xdp_passed", "5"),
+                fact("xdp_fill_empty", "4"),
             ],
             peers: vec![PeerState {
                 last_handshake: (1000, 5),
@@ -222,6 +260,15 @@ mod tests {
         assert_eq!(status.drops, [DropCount { reason: "rx_replayed".into(), packets: 3 }]);
         assert_eq!(status.peers[0].last_handshake_age_seconds, Some(42));
         assert_eq!(status.peers[0].rx_packets, 9);
+        let af_xdp = AfXdp {
+            device: "wan".into(),
+            queues: 2,
+            frames_received: 70,
+            frames_sent: 60,
+            frames_passed: 5,
+            fill_ring_empty: 4,
+        };
+        assert_eq!(status.dataplane.af_xdp, af_xdp);
         let json = serde_json::to_string(&status).unwrap();
         for secret in [state.private_key, state.peers[0].preshared_key.clone()] {
             assert!(!json.contains(secret.unwrap().to_base64().as_str()));

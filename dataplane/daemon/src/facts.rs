@@ -1,5 +1,6 @@
 //! What `status` says beyond WireGuard's own state: the `mr_` lines of an answer to `get=1`.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,6 +8,7 @@ use millrace_ebpf::drops;
 use millrace_wg::{Drop, DropCounters};
 
 use crate::control::About;
+use crate::io::netlink::Netlink;
 use crate::io::udp::UdpSocket;
 use crate::io::xdp_port::{Port, PortStatus};
 use crate::offload::Offloads;
@@ -22,6 +24,8 @@ pub struct Facts {
     /// One for each worker, then the slow thread's.
     pub drops: Vec<Arc<DropCounters>>,
     pub worker_sockets: Vec<Arc<UdpSocket>>,
+    /// The slow thread's own, if it has one.
+    pub slow_socket: Option<Arc<UdpSocket>>,
     pub notes: Vec<String>,
     pub about: About,
     /// The AF_XDP port, or why there is none.
@@ -42,11 +46,14 @@ impl Facts {
             Ok(port) => port.status(),
             Err(reason) => PortStatus::sockets(reason),
         };
+        let kernel = KernelCounts::read(self);
         put("receive", port.receive.into());
         put("receive_reason", port.receive_reason);
         put("device", port.device);
         put("queues", port.queues.to_string());
         put("xdp_frames", format!("{} {}", port.frames[0], port.frames[1]));
+        put("xdp_passed", kernel.passed.to_string());
+        put("xdp_fill_empty", kernel.fill_empty.to_string());
         let by_socket = if self.offloads.udp_gso.is_on() { "gso" } else { "socket" };
         put("transmit", if port.transmit_zero_copy { "xdp-zerocopy" } else { by_socket }.into());
         put("transmit_reason", port.transmit_reason);
@@ -64,9 +71,9 @@ impl Facts {
             put("offload", format!("{} {state} {}", offload.name, offload.reason()));
         }
         for (reason, packets) in self.drop_totals(steering) {
-            put("drop", format!("{} {packets}", reason.name()));
+            put("drop", format!("{} {}", reason.name(), packets + kernel.drops.get(reason)));
         }
-        for note in &self.notes {
+        for note in self.notes.iter().chain(&kernel.unread) {
             put("note", note.clone());
         }
         if let Some(error) = &self.about.config_error {
@@ -88,6 +95,55 @@ impl Facts {
         drops::ALL.iter().map(move |&(reason, ..)| {
             let by_threads: u64 = self.drops.iter().map(|drops| drops.get(reason)).sum();
             (reason, by_threads + by_programs(reason))
+        })
+    }
+}
+
+/// What the kernel counts for us, read only when somebody asks: it costs no packet anything.
+#[derive(Default)]
+struct KernelCounts {
+    drops: DropCounters,
+    /// Data messages for AF_XDP on a queue without a socket; they came by the UDP sockets.
+    passed: u64,
+    /// Times the device found no frame of ours to receive into. With zero-copy the device drops
+    /// then, and counts that itself.
+    fill_empty: u64,
+    /// Counters that could not be read, a sentence each.
+    unread: Vec<String>,
+}
+
+impl KernelCounts {
+    fn read(facts: &Facts) -> Self {
+        let mut counts = Self::default();
+        for socket in facts.worker_sockets.iter().chain(&facts.slow_socket) {
+            let dropped = socket.kernel_drops();
+            let dropped = counts.note("a UDP socket", dropped);
+            counts.drops.add(Drop::RxSocketFull, dropped);
+        }
+        let dropped = Netlink::new().and_then(|netlink| netlink.dropped_sending(&facts.interface));
+        // Without the interface the data plane is about to end, and says why.
+        let dropped = counts.note(&facts.interface, dropped).unwrap_or_default();
+        counts.drops.add(Drop::TunQueueFull, dropped);
+        let Ok(port) = &facts.port else { return counts };
+        counts.passed = counts.note("the XDP program", port.passed());
+        let seen = counts.note("an AF_XDP socket", port.statistics());
+        counts.fill_empty = seen.fill_ring_empty;
+        for (reason, packets) in [
+            (Drop::XdpRedirectFailed, seen.rx_dropped),
+            (Drop::XdpRingFull, seen.rx_ring_full),
+            (Drop::XdpRingClosed, seen.rx_abandoned),
+            (Drop::XdpDescriptorInvalid, seen.rx_invalid),
+            (Drop::TxDescriptorInvalid, seen.tx_invalid),
+        ] {
+            counts.drops.add(reason, packets);
+        }
+        counts
+    }
+
+    fn note<T: Default>(&mut self, whose: &str, result: io::Result<T>) -> T {
+        result.unwrap_or_else(|error| {
+            self.unread.push(format!("the drop counters of {whose} could not be read: {error}"));
+            T::default()
         })
     }
 }

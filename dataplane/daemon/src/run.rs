@@ -146,13 +146,14 @@ impl Dataplane {
             offloads,
             drops: drops.clone(),
             worker_sockets: sockets,
+            slow_socket: slow_udp.map(Arc::new),
             notes: options.notes,
             about: About::default(),
             port: port_of_rings,
         };
         let own_drops = Arc::clone(&drops[drops.len() - 1]);
-        let receives = slow_udp.is_some();
-        let udp = slow_udp.map_or_else(|| Arc::clone(&facts.worker_sockets[0]), Arc::new);
+        let receives = facts.slow_socket.is_some();
+        let udp = Arc::clone(facts.slow_socket.as_ref().unwrap_or(&facts.worker_sockets[0]));
         let slow = Slow {
             device,
             udp,

@@ -34,6 +34,7 @@ use crate::io::icmp::IcmpSender;
 use crate::io::lane::{self, Lane};
 use crate::io::tun::{self, TunQueue};
 use crate::io::udp::{self, Receiver, UdpSocket};
+use crate::io::xsk;
 use crate::offload::Offloads;
 use crate::queue::{Handshake, SlowQueue};
 
@@ -192,15 +193,39 @@ impl Worker {
         true
     }
 
-    /// Step 1 for AF_XDP sockets: a batch of each. Frames go back to the device after the write.
+    /// Step 1 for AF_XDP sockets, after a look whether they are still ours to use.
     fn receive_frames(&mut self) -> bool {
-        let Self { context, udp, tun, coalescer, refused, lane, .. } = self;
-        let Some(lane) = lane else { return false };
-        lane.pick_up(|frame| resend(context, udp, frame));
+        if self.lane.as_ref().is_some_and(Lane::is_posted) {
+            self.empty_rings();
+            let Self { context, udp, lane: Some(lane), .. } = self else { return false };
+            lane.pick_up(|frame| resend(context, udp, frame));
+        }
+        self.receive_batches()
+    }
+
+    /// Takes what waits in rings that are about to be closed. XDP fills them no more; were it
+    /// otherwise, as much as a ring holds is enough.
+    fn empty_rings(&mut self) {
+        for _ in 0..xsk::RX_RING as usize / BATCH_PACKETS {
+            if !self.receive_batches() {
+                return;
+            }
+        }
+    }
+
+    /// A batch of each socket. Frames go back to the device after the write.
+    fn receive_batches(&mut self) -> bool {
+        let Self { context, tun, coalescer, refused, lane: Some(lane), .. } = self else {
+            return false;
+        };
         let mut any = false;
         let (counter, receivers) = lane.receivers();
         for xsk in receivers {
             let ifindex = xsk.place().ifindex;
+            match xsk.take_refused() {
+                0 => {}
+                refused => context.drops.add(Drop::XdpDescriptorInvalid, refused),
+            }
             let mut batch = xsk.receive();
             if batch.is_empty() {
                 continue;
@@ -281,8 +306,10 @@ impl Worker {
         if writable {
             self.outbound.blocked = false;
         }
-        if lane_broken && let Some(lane) = &mut self.lane {
-            lane.give_up();
+        if lane_broken {
+            self.empty_rings();
+            let Self { context, udp, lane, .. } = self;
+            lane.iter_mut().for_each(|lane| lane.give_up(|frame| resend(context, udp, frame)));
         }
         if tun_gone {
             return Some(End::TunGone);

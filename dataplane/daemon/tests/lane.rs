@@ -54,7 +54,7 @@ impl Bench {
         let (netlink, link, mut sockets) = near.run(|| {
             let netlink = Netlink::new().unwrap();
             let link = netlink.link_by_name("veth0").unwrap().unwrap();
-            let sockets = bind_queues(link.index, 1, Mode::Copy, 2048).unwrap();
+            let sockets = bind_queues(&Arc::default(), link.index, 1, Mode::Copy, 2048).unwrap();
             (netlink, link, sockets)
         });
         let xsk = sockets.pop().unwrap();

@@ -4,11 +4,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use millrace_dataplane::io::xsk::{Mode, QUEUE_FRAMES, Xsk, bind_queues};
+use millrace_dataplane::io::xsk::{Mode, QUEUE_FRAMES, RX_RING, Xsk, bind_queues};
+use millrace_dataplane::io::xsk_ledger::{Ledger, Statistics};
 use millrace_lab::{Lab, Namespace, XskPeer, lab};
 use millrace_wg::Instant;
+use millrace_wg::limits::BATCH_PACKETS;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -18,6 +21,7 @@ struct Bench {
     ours: Vec<Xsk>,
     peers: Vec<XskPeer>,
     start: Clock,
+    ledger: Arc<Ledger>,
     _program: RedirectAll,
     _namespaces: [Namespace; 2],
     _lab: Lab,
@@ -42,10 +46,11 @@ impl Bench {
         // No neighbour discovery among the frames that are counted.
         a.sysctl("net/ipv6/conf/veth0/disable_ipv6", "1").unwrap();
         b.sysctl("net/ipv6/conf/veth1/disable_ipv6", "1").unwrap();
+        let ledger = Arc::new(Ledger::default());
         let (ours, program) = a.run(|| {
             let ifindex = ifindex("veth0");
             let program = RedirectAll::attach(ifindex).unwrap();
-            let ours = bind_queues(ifindex, queues, Mode::Copy, 2048).unwrap();
+            let ours = bind_queues(&ledger, ifindex, queues, Mode::Copy, 2048).unwrap();
             for (queue, xsk) in (0..).zip(&ours) {
                 program.set(queue, xsk.as_fd()).unwrap();
             }
@@ -57,6 +62,7 @@ impl Bench {
             ours,
             peers,
             start: Clock::now(),
+            ledger,
             _program: program,
             _namespaces: namespaces,
             _lab: lab,
@@ -118,7 +124,7 @@ impl Bench {
             let counts = self.ours[queue].frame_counts();
             assert_eq!((counts.held, counts.sent), (0, 0));
             assert_eq!(counts.total(), QUEUE_FRAMES);
-            assert_eq!(self.ours[queue].refused(), 0);
+            assert_eq!(self.ours[queue].take_refused(), 0);
             let statistics = self.ours[queue].statistics().unwrap();
             assert_eq!((statistics.rx_invalid, statistics.tx_invalid), (0, 0));
         }
@@ -184,6 +190,25 @@ fn a_receiver_that_sleeps_loses_frames_but_no_memory() {
 }
 
 #[test]
+fn the_ledger_remembers_what_closed_sockets_lost() {
+    let mut bench = Bench::new(1);
+    let frames: Vec<_> = (0..3000).map(|i| frame(i, 100)).collect();
+    bench.peers[0].send(&frames, LIMIT).unwrap();
+    let all = || {
+        let sum = bench.ledger.sum().unwrap();
+        let dropped = sum.rx_ring_full + sum.rx_dropped;
+        (dropped + u64::from(RX_RING) == 3000).then_some(sum)
+    };
+    let open = millrace_lab::wait_for("3,000 frames in the books", LIMIT, all).unwrap();
+    bench.take(0, 1000, |i, bytes| assert!(bytes == frames[i], "frame {i}"));
+    bench.ours.clear();
+    // Taken in whole batches, the last of which reaches past 1,000.
+    let taken = 1000_u64.next_multiple_of(BATCH_PACKETS as u64);
+    let rx_abandoned = u64::from(RX_RING) - taken;
+    assert_eq!(bench.ledger.sum().unwrap(), Statistics { rx_abandoned, ..open });
+}
+
+#[test]
 fn two_queues_share_one_memory() {
     let mut bench = Bench::new(2);
     for queue in 0..2 {
@@ -205,7 +230,8 @@ fn a_queue_can_be_bound_again_at_once() {
         let ifindex = bench.ours[0].place().ifindex;
         bench.ours.clear();
         let program = &bench._program;
-        let bound = bench._namespaces[0].run(|| bind_queues(ifindex, 1, Mode::Copy, 4096));
+        let bound =
+            bench._namespaces[0].run(|| bind_queues(&Arc::default(), ifindex, 1, Mode::Copy, 4096));
         bench.ours = bound.unwrap();
         program.set(0, bench.ours[0].as_fd()).unwrap();
         bench.peers[0].send(&[frame(1, 1514)], LIMIT).unwrap();
@@ -219,7 +245,9 @@ fn veth_has_no_zero_copy_and_says_so() {
     let lab = Lab::new().unwrap();
     let (a, b) = (lab.namespace("a").unwrap(), lab.namespace("b").unwrap());
     lab::link((&a, "veth0"), (&b, "veth1")).unwrap();
-    let error = a.run(|| bind_queues(ifindex("veth0"), 1, Mode::ZeroCopy, 4096)).unwrap_err();
+    let error = a
+        .run(|| bind_queues(&Arc::default(), ifindex("veth0"), 1, Mode::ZeroCopy, 4096))
+        .unwrap_err();
     assert!(error.to_string().contains("does not offer ZeroCopy mode on queue 0"), "{error}");
 }
 

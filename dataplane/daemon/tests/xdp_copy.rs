@@ -5,12 +5,10 @@
 
 mod common;
 
-use std::io::{Read, Write};
 use std::net::{IpAddr, UdpSocket};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use common::{World, subject};
+use common::{World, drop_count, fact, subject};
 use millrace_ebpf::load::{LoadOptions, Programs};
 use millrace_lab::{
     Gateway, Implementation, Lab, Namespace, Site, SiteOptions, TunnelOptions, iperf::Iperf,
@@ -22,31 +20,6 @@ const LIMIT: Duration = Duration::from_secs(15);
 fn options(receive: &str) -> TunnelOptions {
     let toml = format!("[dataplane]\nreceive = \"{receive}\"\ndevice = [\"wan\"]\n");
     TunnelOptions { toml, ..TunnelOptions::default() }
-}
-
-/// The value of one `mr_` line of the status.
-fn fact(gateway: &Gateway, key: &str) -> Option<String> {
-    facts(gateway, key).into_iter().next()
-}
-
-/// The values of all `mr_` lines with the key; none while it does not answer.
-fn facts(gateway: &Gateway, key: &str) -> Vec<String> {
-    status_text(gateway)
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| line.strip_prefix(&format!("mr_{key}=")).map(str::to_owned))
-        .collect()
-}
-
-fn status_text(gateway: &Gateway) -> Option<String> {
-    let path = format!("/run/wireguard/{}.sock", gateway.interface());
-    let mut socket = UnixStream::connect(path).ok()?;
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
-    socket.write_all(b"get=1\n\n").ok()?;
-    socket.shutdown(std::net::Shutdown::Write).ok()?;
-    let mut text = String::new();
-    socket.read_to_string(&mut text).ok()?;
-    Some(text)
 }
 
 fn wait_for_receive(gateway: &Gateway, wanted: &str) -> String {
@@ -61,15 +34,6 @@ fn wait_for_receive(gateway: &Gateway, wanted: &str) -> String {
 fn frames(gateway: &Gateway) -> u64 {
     let text = fact(gateway, "xdp_frames").unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
-}
-
-/// How many packets went for the reason.
-fn drops(gateway: &Gateway, reason: &str) -> u64 {
-    let prefix = format!("{reason} ");
-    let line = facts(gateway, "drop")
-        .into_iter()
-        .find_map(|line| line.strip_prefix(&prefix).map(str::to_owned));
-    line.unwrap_or_else(|| panic!("no drop reason {reason}")).parse().unwrap()
 }
 
 /// Whether an XDP program is on the gateway's outside interface.
@@ -144,7 +108,7 @@ fn packets_to_the_same_port_of_another_host_pass_untouched() {
         ])
         .unwrap();
     let judged = ["xdp_unknown_index", "xdp_unknown_class", "xdp_handshake_rate"];
-    let sum = || judged.iter().map(|reason| drops(&world.tunnel.a, reason)).sum::<u64>();
+    let sum = || judged.iter().map(|reason| drop_count(&world.tunnel.a, reason)).sum::<u64>();
     for host in [IpAddr::from(side.host_v4), side.host_v6.into()] {
         let receiver = side.host.run(|| UdpSocket::bind((host, PORT)).unwrap());
         receiver.set_read_timeout(Some(LIMIT)).unwrap();
@@ -174,7 +138,7 @@ fn what_is_for_us_and_nobodys_is_dropped_by_name() {
         }
         let seen = || {
             let seen = ["xdp_unknown_index", "xdp_unknown_class"]
-                .map(|reason| drops(&world.tunnel.a, reason));
+                .map(|reason| drop_count(&world.tunnel.a, reason));
             (seen == [index, class]).then_some(())
         };
         wait_for(format!("{index} and {class} drops"), LIMIT, seen).unwrap();
@@ -186,7 +150,7 @@ fn what_is_for_us_and_nobodys_is_dropped_by_name() {
     let later: IpAddr = [192, 0, 2, 77].into();
     let known = || {
         sender.send_to(&unknown, (later, PORT)).unwrap();
-        (drops(&world.tunnel.a, "xdp_unknown_class") > 1).then_some(())
+        (drop_count(&world.tunnel.a, "xdp_unknown_class") > 1).then_some(())
     };
     wait_for("the new address to be known", LIMIT, known).unwrap();
     // One that goes is not ours any more. The packet after it, of another reason, says when it was
@@ -194,7 +158,8 @@ fn what_is_for_us_and_nobodys_is_dropped_by_name() {
     side.gateway.ip(["addr del 192.0.2.77/24 dev wan"]).unwrap();
     let forgotten = || {
         let counts = || {
-            ["xdp_unknown_class", "xdp_unknown_index"].map(|reason| drops(&world.tunnel.a, reason))
+            ["xdp_unknown_class", "xdp_unknown_index"]
+                .map(|reason| drop_count(&world.tunnel.a, reason))
         };
         let [class, index] = counts();
         sender.send_to(&unknown, (later, PORT)).unwrap();

@@ -111,18 +111,18 @@ impl Lane {
         Self { mailbox, hops, sockets: Vec::new(), id: 0, turn: 0 }
     }
 
-    /// Takes what the port's thread posted. Cheap when it posted nothing. Frames that were not
-    /// completed go to `resend` before their socket is closed.
-    pub fn pick_up(&mut self, mut resend: impl FnMut(&mut [u8])) {
-        if !self.mailbox.is_posted.load(Ordering::Acquire) {
-            return;
-        }
+    /// The port's thread posted something. Receive what is left, then [`Self::pick_up`].
+    pub fn is_posted(&self) -> bool {
+        !self.mailbox.is_settled()
+    }
+
+    /// Takes what the port's thread posted, if it did. Frames that were not completed go to `resend`
+    /// before their socket is closed.
+    pub fn pick_up(&mut self, resend: impl FnMut(&mut [u8])) {
         drain(&self.mailbox.wake_worker);
         let Some(sockets) = lock(&self.mailbox.posted).take() else { return };
-        for old in &self.sockets {
-            old.xsk.unsent().iter_mut().for_each(|frame| resend(frame));
-        }
         // Closes the old ones first: their queues must be free for the new ones.
+        self.close_all(resend);
         self.sockets = sockets;
         self.mailbox.is_posted.store(false, Ordering::Release);
         signal(&self.mailbox.wake_port);
@@ -196,10 +196,16 @@ impl Lane {
     }
 
     /// The error flag of a socket was seen while waiting: the device is gone. Gives the sockets up,
-    /// since they would be ready for ever.
-    pub fn give_up(&mut self) {
-        self.sockets.clear();
+    /// since they would be ready for ever. Frames that were not completed go to `resend`.
+    pub fn give_up(&mut self, resend: impl FnMut(&mut [u8])) {
+        self.close_all(resend);
         self.mailbox.report(Fault::Down { errno: libc::ENETDOWN });
+    }
+
+    fn close_all(&mut self, mut resend: impl FnMut(&mut [u8])) {
+        for old in self.sockets.drain(..) {
+            old.xsk.unsent().iter_mut().for_each(|frame| resend(frame));
+        }
     }
 }
 

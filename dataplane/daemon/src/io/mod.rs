@@ -12,3 +12,4 @@ pub mod udp;
 pub mod umem;
 pub mod xdp_port;
 pub mod xsk;
+pub mod xsk_ledger;

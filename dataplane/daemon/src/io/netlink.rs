@@ -97,9 +97,26 @@ impl Netlink {
         Ok(None)
     }
 
+    /// Packets that an interface dropped instead of sending, since it was made; for a TUN device,
+    /// those that its reader was too slow for. None if there is no such interface.
+    pub fn dropped_sending(&self, name: &str) -> io::Result<Option<u64>> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::IfName(name.into()));
+        let Some(link) = self.link_message(request)? else { return Ok(None) };
+        let dropped = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(statistics) => Some(statistics.tx_dropped),
+            _ => None,
+        });
+        dropped.map(Some).ok_or_else(|| io::Error::other("the kernel sent no statistics"))
+    }
+
     fn link(&self, request: LinkMessage) -> io::Result<Option<Link>> {
+        Ok(self.link_message(request)?.as_ref().map(read_link))
+    }
+
+    fn link_message(&self, request: LinkMessage) -> io::Result<Option<LinkMessage>> {
         match self.ask(RouteNetlinkMessage::GetLink(request), 0) {
-            Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(Some(read_link(&link))),
+            Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(Some(link)),
             Ok(_) => Ok(None),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),

@@ -150,6 +150,26 @@ impl UdpSocket {
         Ok(address.as_socket().map_or(0, |address| address.port()))
     }
 
+    /// Packets that the kernel dropped before we could receive them: no room in the buffer, or a
+    /// wrong checksum. A run of datagrams may count as one.
+    pub fn kernel_drops(&self) -> io::Result<u64> {
+        /// `SK_MEMINFO_VARS` numbers of `linux/sock_diag.h`, the last of which is the drops.
+        const NUMBERS: usize = 9;
+        let mut numbers = [0_u32; NUMBERS];
+        let mut len = size_of_val(&numbers) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes into the array, and any bytes are numbers.
+        let done = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                numbers.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(numbers[NUMBERS - 1].into()) }
+    }
+
     /// Whether IPv6 peers can be reached.
     pub fn is_v6(&self) -> bool {
         self.v6

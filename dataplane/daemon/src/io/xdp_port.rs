@@ -24,6 +24,7 @@ use super::netlink::{Link, Monitor, Netlink, News, offers_zero_copy};
 use super::nexthop::{self, NextHops};
 use super::umem::chunk_len;
 use super::xsk::{self, Fault, Mode, XskError};
+use super::xsk_ledger::{Ledger, Statistics};
 
 /// Attached, it looks whether all is as it was: queues and program change without news.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -99,6 +100,8 @@ impl PortStatus {
 pub struct Port {
     status: Arc<Mutex<PortStatus>>,
     mailboxes: Vec<Arc<Mailbox>>,
+    ledger: Arc<Ledger>,
+    programs: Arc<Programs>,
 }
 
 impl Port {
@@ -112,7 +115,13 @@ impl Port {
         stop: Arc<OwnedFd>,
     ) -> io::Result<Self> {
         let status = Arc::new(Mutex::new(PortStatus::sockets("starting")));
-        let port = Self { status: Arc::clone(&status), mailboxes: mailboxes.clone() };
+        let ledger = Arc::new(Ledger::default());
+        let port = Self {
+            status: Arc::clone(&status),
+            mailboxes: mailboxes.clone(),
+            ledger: Arc::clone(&ledger),
+            programs: Arc::clone(&programs),
+        };
         let keeper = Keeper {
             netlink: Netlink::new()?,
             monitor: Monitor::new()?,
@@ -123,6 +132,7 @@ impl Port {
             wake,
             stop,
             status,
+            ledger,
             sender_demoted: None,
             refused: None,
         };
@@ -139,6 +149,17 @@ impl Port {
         }
         status
     }
+
+    /// What the kernel counted on all AF_XDP sockets since the start.
+    pub fn statistics(&self) -> io::Result<Statistics> {
+        self.ledger.sum()
+    }
+
+    /// Data messages since the start that came on a queue without a socket and went to the kernel.
+    pub fn passed(&self) -> io::Result<u64> {
+        let passed = self.programs.passed.get().map_err(io::Error::other)?;
+        Ok(passed.packets)
+    }
 }
 
 /// The thread's state.
@@ -152,6 +173,7 @@ struct Keeper {
     wake: Arc<OwnedFd>,
     stop: Arc<OwnedFd>,
     status: Arc<Mutex<PortStatus>>,
+    ledger: Arc<Ledger>,
     /// Why AF_XDP transmit was given up until the link comes back.
     sender_demoted: Option<String>,
     /// The interface as it was when it refused for good: not worth another try until it changes.
@@ -285,7 +307,7 @@ impl Keeper {
         // Attaching may add queues; what arrives on one without a socket goes to the kernel.
         let queues = ethtool::receive_queues(&link.name).min(QUEUES_MAX);
         let chunk_len = chunk_len(&driver, link.mtu);
-        let sockets = xsk::bind_queues(link.index, queues, mode, chunk_len)
+        let sockets = xsk::bind_queues(&self.ledger, link.index, queues, mode, chunk_len)
             .map_err(|error| Obstacle::of_bind(&error))?;
         // What is sent without a carrier is lost, so the workers get the sockets after this.
         let link = self.wait_for_carrier(&link).ok_or_else(|| {
@@ -574,7 +596,7 @@ impl Keeper {
             transmit_zero_copy: obstacle.is_none(),
             transmit_reason: obstacle.unwrap_or_else(|| "the driver confirmed zero-copy".into()),
             queues: attached.queues,
-            frames: [0; 2],
+            ..PortStatus::default()
         });
     }
 

@@ -17,9 +17,10 @@ use millrace_wg::limits::BATCH_PACKETS;
 
 use super::ring::{Consumer, Producer};
 use super::umem::{FrameCounts, Frames, Part, Umem};
+use super::xsk_ledger::{Ledger, Statistics};
 
 /// Entries of the receive ring: packets that wait while the worker is busy elsewhere.
-const RX_RING: u32 = 2048;
+pub const RX_RING: u32 = 2048;
 /// Twice the receive ring, so that the device never runs dry while a full ring waits for us.
 const FILL_RING: u32 = 2 * RX_RING;
 const TX_RING: u32 = 1024;
@@ -56,20 +57,6 @@ pub struct Place {
     pub ifindex: u32,
     pub queue: u32,
     pub mode: Mode,
-}
-
-/// What the kernel counted on a socket since it was made (XDP_STATISTICS).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Received frames that were dropped for a reason not below, such as being too long.
-    pub rx_dropped: u64,
-    pub rx_invalid: u64,
-    pub tx_invalid: u64,
-    /// Dropped because we did not empty the receive ring in time.
-    pub rx_ring_full: u64,
-    /// Times the device found no frame to receive into.
-    pub fill_ring_empty: u64,
-    pub tx_ring_empty: u64,
 }
 
 /// Why a socket cannot go on.
@@ -118,8 +105,9 @@ pub struct Xsk {
     refused: u64,
     /// When frames were last completed, or when the first of the outstanding ones was sent.
     progress: Instant,
+    ledger: Arc<Ledger>,
     /// Dropped last, after the rings are unmapped.
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
 }
 
 impl Xsk {
@@ -133,11 +121,12 @@ impl Xsk {
     /// No two sockets of one UMEM have the same `index`.
     unsafe fn bind(
         umem: &Arc<Umem>,
+        ledger: &Arc<Ledger>,
         index: u32,
         share: Option<&Self>,
         place: Place,
     ) -> Result<Self, XskError> {
-        let socket = socket()?;
+        let socket = Arc::new(socket()?);
         if share.is_none() {
             let registration = umem.registration();
             set_option(&socket, libc::XDP_UMEM_REG, &registration).map_err(|source| {
@@ -170,11 +159,13 @@ impl Xsk {
             held: ArrayVec::new(),
             refused: 0,
             progress: Instant::from_nanos(1),
+            ledger: Arc::clone(ledger),
             socket,
         };
         xsk.refill();
         xsk.bind_socket(share)?;
         xsk.confirm_mode()?;
+        ledger.open(&xsk.socket);
         Ok(xsk)
     }
 
@@ -409,15 +400,7 @@ impl Xsk {
     }
 
     pub fn statistics(&self) -> io::Result<Statistics> {
-        let seen: libc::xdp_statistics = get_option(&self.socket, libc::XDP_STATISTICS)?;
-        Ok(Statistics {
-            rx_dropped: seen.rx_dropped,
-            rx_invalid: seen.rx_invalid_descs,
-            tx_invalid: seen.tx_invalid_descs,
-            rx_ring_full: seen.rx_ring_full,
-            fill_ring_empty: seen.rx_fill_ring_empty_descs,
-            tx_ring_empty: seen.tx_ring_empty_descs,
-        })
+        Statistics::read(&self.socket)
     }
 
     /// In whose hands the frames are, counted frame by frame.
@@ -426,9 +409,16 @@ impl Xsk {
         self.frames.recount()
     }
 
-    /// Descriptors of the kernel that could not be; none, as long as the kernel is sound.
-    pub fn refused(&self) -> u64 {
-        self.refused
+    /// Descriptors of the kernel that could not be, since the last call; none, as long as the
+    /// kernel is sound.
+    pub fn take_refused(&mut self) -> u64 {
+        mem::take(&mut self.refused)
+    }
+}
+
+impl Drop for Xsk {
+    fn drop(&mut self) {
+        self.ledger.close(&self.socket, self.rx.available());
     }
 }
 
@@ -438,8 +428,10 @@ impl AsFd for Xsk {
     }
 }
 
-/// Binds `queues` of one device over one memory of `chunk_len` frames. All or none.
+/// Binds `queues` of one device over one memory of `chunk_len` frames. All or none. What the kernel
+/// counts on them goes to `ledger`.
 pub fn bind_queues(
+    ledger: &Arc<Ledger>,
     ifindex: u32,
     queues: u32,
     mode: Mode,
@@ -454,7 +446,7 @@ pub fn bind_queues(
     for queue in 0..queues {
         let place = Place { ifindex, queue, mode };
         // SAFETY: the memory is new here and each queue number comes once.
-        let socket = unsafe { Xsk::bind(&umem, queue, sockets.first(), place) }?;
+        let socket = unsafe { Xsk::bind(&umem, ledger, queue, sockets.first(), place) }?;
         sockets.push(socket);
     }
     Ok(sockets)
@@ -524,7 +516,7 @@ fn set_option<T: Copy>(socket: &OwnedFd, option: libc::c_int, value: &T) -> io::
 }
 
 /// Reads an option into plain data of integers; what the kernel leaves out stays zero.
-fn get_option<T: Plain>(socket: &OwnedFd, option: libc::c_int) -> io::Result<T> {
+pub(super) fn get_option<T: Plain>(socket: &OwnedFd, option: libc::c_int) -> io::Result<T> {
     // SAFETY: zero bytes are a valid value of plain integers.
     let mut value: T = unsafe { mem::zeroed() };
     let mut len = size_of::<T>() as libc::socklen_t;
@@ -542,7 +534,7 @@ fn get_option<T: Plain>(socket: &OwnedFd, option: libc::c_int) -> io::Result<T> 
 }
 
 /// Made of integers only, so that any bytes are a value.
-trait Plain: Copy {}
+pub(super) trait Plain: Copy {}
 impl Plain for u32 {}
 impl Plain for libc::xdp_mmap_offsets {}
 impl Plain for libc::xdp_statistics {}
@@ -576,7 +568,7 @@ mod tests {
             // SAFETY: a terminated string that outlives the call.
             let ifindex = unsafe { libc::if_nametoindex(c"veth0".as_ptr()) };
             caps::drop(None, CapSet::Effective, capability).unwrap();
-            bind_queues(ifindex, 8, Mode::Copy, 4096).unwrap_err()
+            bind_queues(&Arc::default(), ifindex, 8, Mode::Copy, 4096).unwrap_err()
         })
     }
 

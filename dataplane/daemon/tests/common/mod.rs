@@ -6,7 +6,7 @@
 )]
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{Read, Write},
     net::{IpAddr, SocketAddr},
     os::unix::net::UnixStream,
     time::Duration,
@@ -111,11 +111,30 @@ impl World {
 
 /// How many packets a device dropped for the reason `name`, as `millrace status` counts them.
 pub fn drop_count(gateway: &Gateway, name: &str) -> u64 {
+    let prefix = format!("{name} ");
+    let counts = facts(gateway, "drop");
+    counts.iter().find_map(|line| line.strip_prefix(&prefix)?.parse().ok()).unwrap_or(0)
+}
+
+/// The value of one `mr_` line of the status.
+pub fn fact(gateway: &Gateway, key: &str) -> Option<String> {
+    facts(gateway, key).into_iter().next()
+}
+
+/// The values of all `mr_` lines with the key; none while it does not answer.
+pub fn facts(gateway: &Gateway, key: &str) -> Vec<String> {
+    let start = format!("mr_{key}=");
+    let text = status_text(gateway).unwrap_or_default();
+    text.lines().filter_map(|line| line.strip_prefix(&start).map(str::to_owned)).collect()
+}
+
+fn status_text(gateway: &Gateway) -> Option<String> {
     let path = format!("/run/wireguard/{}.sock", gateway.interface());
-    let mut socket = UnixStream::connect(path).unwrap();
-    socket.write_all(b"get=1\n\n").unwrap();
-    let start = format!("mr_drop={name} ");
-    let lines = BufReader::new(socket).lines().map(Result::unwrap);
-    let mut lines = lines.take_while(|line| !line.is_empty());
-    lines.find_map(|line| line.strip_prefix(&start)?.split(' ').next()?.parse().ok()).unwrap_or(0)
+    let mut socket = UnixStream::connect(path).ok()?;
+    socket.set_read_timeout(Some(CONNECT)).unwrap();
+    socket.write_all(b"get=1\n\n").ok()?;
+    socket.shutdown(std::net::Shutdown::Write).ok()?;
+    let mut text = String::new();
+    socket.read_to_string(&mut text).ok()?;
+    Some(text)
 }
