@@ -87,6 +87,21 @@ impl Offloads {
         }
     }
 
+    /// Gives up what a kernel is known to do wrong without an error, so that no probe and no send
+    /// can tell. `release` is that of uname(2).
+    pub fn avoid_defects(&self, release: &str) {
+        if !mangles_equal_segments(release) {
+            return;
+        }
+        // The second too: what is merged for the TUN device, the kernel cuts again on the LAN side.
+        for offload in [&self.udp_gso, &self.coalesce_udp] {
+            offload.demote(format_args!(
+                "Linux {release} sends runs of equal UDP datagrams with wrong headers through some \
+                 drivers; update to 7.1.5 or later"
+            ));
+        }
+    }
+
     /// Tries the two socket offloads over loopback with a real send, and gives up what fails.
     pub fn probe(&self) {
         match probe_gso() {
@@ -133,6 +148,21 @@ pub fn blames_form(error: &io::Error) -> bool {
     )
 }
 
+/// Linux 7.0 to 7.1.4 give some drivers wrong UDP lengths and checksums where a run has no shorter
+/// last datagram, and most of the run is lost (Linux b10b446; tailscale/tailscale#19777). Kernels of
+/// distributions keep their number when they take the repair over, so a few good ones are avoided.
+fn mangles_equal_segments(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit() && c != '.')
+        .next()
+        .unwrap_or_default()
+        .split('.')
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    let version = (next(), next(), next());
+    ((7, 0, 0)..(7, 1, 5)).contains(&version)
+}
+
 /// Sends three datagrams in one call to ourselves. The segment length that was received, if the
 /// kernel delivered them as one run.
 fn probe_gso() -> io::Result<Option<usize>> {
@@ -159,4 +189,66 @@ fn probe_gso() -> io::Result<Option<usize>> {
         }
     }
     if lens == [100, 100, 50] { Ok(run) } else { Err(io::Error::other("it arrived changed")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_wanted() -> Offloads {
+        Offloads::new(&millrace_config::config::Offload::default())
+    }
+
+    #[test]
+    fn kernels_that_mangle_runs_are_known_by_their_number() {
+        let mangling =
+            ["7.0.0", "7.0.0-14-generic", "7.0-rc1", "7.0.31", "7.1", "7.1.4-arch1-1", "7.1.4"];
+        for release in mangling {
+            assert!(mangles_equal_segments(release), "{release}");
+        }
+        let sound = [
+            "6.18.44-fc-v595",
+            "6.99.9",
+            "7.1.5",
+            "7.1.10+deb13-amd64",
+            "7.2.12+deb13-amd64",
+            "7.10.0",
+            "8.0.1",
+            "70.1.2",
+            "",
+            "mainline",
+        ];
+        for release in sound {
+            assert!(!mangles_equal_segments(release), "{release}");
+        }
+    }
+
+    #[test]
+    fn on_a_kernel_that_mangles_runs_a_good_probe_changes_nothing() {
+        let offloads = all_wanted();
+        offloads.avoid_defects("7.1.2-amd64");
+        offloads.probe();
+        let off: Vec<_> = offloads.iter().filter(|o| !o.is_on()).map(|o| o.name).collect();
+        assert_eq!(off, ["udp_gso", "coalesce_udp"]);
+        for offload in [&offloads.udp_gso, &offloads.coalesce_udp] {
+            assert!(
+                offload.reason().starts_with("Linux 7.1.2-amd64 sends"),
+                "{}",
+                offload.reason()
+            );
+        }
+        let offloads = all_wanted();
+        offloads.avoid_defects("7.2.12");
+        offloads.probe();
+        assert!(offloads.iter().all(Offload::is_on));
+        assert_eq!(offloads.udp_gso.reason(), "a probe over loopback was cut as asked");
+    }
+
+    #[test]
+    fn what_the_operator_switched_off_keeps_that_reason() {
+        let wanted = millrace_config::config::Offload { udp_gso: false, ..Default::default() };
+        let offloads = Offloads::new(&wanted);
+        offloads.avoid_defects("7.0.1");
+        assert_eq!(offloads.udp_gso.reason(), "switched off in the configuration");
+    }
 }

@@ -94,6 +94,7 @@ impl Dataplane {
         };
         let queues = TunQueue::open(&options.interface, options.cores.len())?;
         set_tun_offloads(&queues, &offloads);
+        offloads.avoid_defects(&rustix::system::uname().release().to_string_lossy());
         offloads.probe();
 
         let shared = Arc::new(Shared::new(SESSIONS_MAX));
