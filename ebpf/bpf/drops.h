@@ -55,6 +55,7 @@
 	X(hs_flood, "A peer starts handshakes more often than every 20 ms.") \
 	X(hs_unexpected, "A handshake response or cookie answers nothing that we sent.") \
 	/* slow thread */ \
-	X(slow_queue_full, "The queue to the slow thread was full.")
+	X(slow_queue_full, "The queue to the slow thread was full.") \
+	X(interface_down, "The interface is down: no handshake is answered, no packet waits.")
 
 #endif

@@ -99,6 +99,8 @@ pub struct Device {
     pending: BTreeMap<u32, PeerSlot>,
     allowed_ips: AllowedIps<Arc<Peer>>,
     mtu: u16,
+    /// See [`Device::set_up`].
+    is_up: bool,
     /// The tables that workers see are older than ours.
     tables_stale: bool,
     schedule: BTreeSet<(Instant, PeerSlot)>,
@@ -138,6 +140,7 @@ impl Device {
             pending: BTreeMap::new(),
             allowed_ips: AllowedIps::default(),
             mtu: config.mtu,
+            is_up: true,
             tables_stale: true,
             schedule: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -259,6 +262,28 @@ impl Device {
         self.allowed_ips.iter().map(|(net, peer)| (net, peer.slot))
     }
 
+    /// What the operator did to the interface; a new device is up. Down, it forgets every session,
+    /// and nothing starts or answers a handshake; up again, it calls the peers with a persistent
+    /// keepalive (Linux `device.c`, `wg_stop` and `wg_open`).
+    pub fn set_up(&mut self, clock: Clock, up: bool) {
+        if self.is_up == up {
+            return;
+        }
+        self.is_up = up;
+        if !up {
+            self.wipe_all(clock);
+        }
+        self.each_peer(clock.now, |device, slot| {
+            let Some(peer) = device.peer_mut(slot) else { return };
+            // Down, nothing may be due; up, the interval starts anew.
+            peer.shared.activity.authenticated_at.clear();
+            peer.keepalive_from = up.then_some(clock.now);
+            if up && peer.keepalive.is_some() {
+                device.send_keepalive(clock, slot);
+            }
+        });
+    }
+
     /// Forgets every session, as for an interface that goes down or a machine that slept.
     pub fn wipe_all(&mut self, clock: Clock) {
         self.each_peer(clock.now, |device, slot| {
@@ -266,15 +291,6 @@ impl Device {
             device.drop_staged(slot);
             if let Some(peer) = device.peer_mut(slot) {
                 peer.forget_tries();
-            }
-        });
-    }
-
-    /// What an interface that came up again does: peers with a persistent keepalive are called.
-    pub fn wake_all(&mut self, clock: Clock) {
-        self.each_peer(clock.now, |device, slot| {
-            if device.peer(slot).is_some_and(|peer| peer.keepalive.is_some()) {
-                device.send_keepalive(clock, slot);
             }
         });
     }
@@ -289,6 +305,9 @@ impl Device {
         datagram: &[u8],
         waiting: usize,
     ) {
+        if !self.is_up {
+            return self.drops.add(Drop::InterfaceDown, 1);
+        }
         let done = match Message::parse(datagram) {
             Ok(Message::Initiation(message)) => {
                 let sender = message.sender_index.get();

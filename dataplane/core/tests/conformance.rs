@@ -428,6 +428,34 @@ fn row_13_interface_down_and_suspend_wipe_at_once() {
 }
 
 #[test]
+fn row_13_a_device_that_is_down_is_silent_until_it_is_up() {
+    let mut world = World::connected(20);
+    let change = PeerChange { keepalive: Some(secs(25)), ..PeerChange::default() };
+    world.change_peer(A, B, change);
+    world.run_for(millis(100));
+    let key = Arc::downgrade(&session(&world, A));
+    let clock = world.clock(A);
+    world.nodes[A].device.set_up(clock, false);
+    world.drain(A);
+    assert!(key.upgrade().is_none() && world.nodes[A].up.is_empty());
+    assert_eq!(world.nodes[A].device.poll_timeout(), None, "down, it never wakes");
+    let before = world.eve.len();
+    world.send(A, B, 100);
+    // B misses A, and asks for a new session until it gives up.
+    world.send(B, A, 100);
+    world.run_for(secs(60));
+    assert!(world.eve[before..].iter().all(|datagram| datagram.from == B), "A says nothing");
+    let refused = handshakes(&world, B, before) as u64;
+    assert!(refused > 0);
+    assert_eq!(world.drops(A, Drop::InterfaceDown), refused + 1, "one packet, all initiations");
+    let clock = world.clock(A);
+    world.nodes[A].device.set_up(clock, true);
+    world.drain(A);
+    world.run_for(millis(100));
+    world.assert_connected();
+}
+
+#[test]
 fn row_13_removing_a_peer_wipes_it() {
     let mut world = World::connected(21);
     let key = Arc::downgrade(&session(&world, A));

@@ -26,6 +26,8 @@ pub enum Command {
     Set { change: SetRequest, reply: Sender<Result<(), Refusal>> },
     /// `[interface] mtu` changed: padding and segment limits follow.
     SetMtu(u16),
+    /// The operator set the interface up or down.
+    SetUp(bool),
     /// The configuration file was read again, or could not be.
     SetAbout(About),
     /// Leave the main loop, stop the workers, release everything.
@@ -91,6 +93,10 @@ impl ControlHandle {
 
     pub fn set_mtu(&self, mtu: u16) -> Result<(), Refusal> {
         self.send(Command::SetMtu(mtu))
+    }
+
+    pub fn set_up(&self, up: bool) -> Result<(), Refusal> {
+        self.send(Command::SetUp(up))
     }
 
     pub fn set_about(&self, about: About) -> Result<(), Refusal> {

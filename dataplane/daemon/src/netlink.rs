@@ -75,6 +75,18 @@ impl Interface {
         }
     }
 
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// In bytes, the largest packet that the kernel hands us.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), Failure> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        message.attributes.push(LinkAttribute::Mtu(mtu.into()));
+        self.request("the MTU", RouteNetlinkMessage::SetLink(message), 0)
+    }
+
     /// Sets the MTU and brings the interface up.
     pub fn set_up(&mut self, mtu: u16) -> Result<(), Failure> {
         let mut message = LinkMessage::default();

@@ -16,6 +16,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::clock::SuspendWatch;
 use crate::control::{self, About, ControlHandle};
 use crate::facts::Facts;
 use crate::failure::Failure;
@@ -105,6 +106,7 @@ impl Dataplane {
         let stop = Arc::new(stop);
         let (control, control_queue) =
             control::channel().map_err(|e| Failure::from_io("making an eventfd", &e))?;
+        let suspend = SuspendWatch::new().map_err(|e| Failure::from_io("making a timer", &e))?;
         let timestamps = TimestampFile::open(options.timestamps.clone())?;
         let drops: Vec<Arc<DropCounters>> =
             (0..=options.cores.len()).map(|_| Arc::default()).collect();
@@ -167,6 +169,7 @@ impl Dataplane {
             facts,
             stop_workers: stop,
             receiver: Receiver::new(),
+            suspend,
         };
         let slow = thread::Builder::new()
             .name("slow".into())

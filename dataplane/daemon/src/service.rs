@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -10,15 +11,16 @@ use millrace_config::Config;
 use millrace_config::config::{Routes, Workers};
 use millrace_config::uapi::{Errno, SetRequest};
 use millrace_wg::limits::MTU_DEFAULT;
+use rustix::event::{PollFd, PollFlags, poll};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::control::{About, ControlHandle, Refusal};
 use crate::failure::Failure;
+use crate::io::netlink::Monitor;
 use crate::netlink::Interface;
 use crate::run::{Dataplane, Options};
 use crate::settings::{Settings, Unresolved};
+use crate::signals::{Asked, Signals};
 use crate::uapi_server::UapiSocket;
 
 /// Pid files, for `millrace down`.
@@ -29,13 +31,14 @@ const STATE_DIRECTORY: &str = "/var/lib/millrace";
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs until SIGTERM or SIGINT, or until something fails that the data plane needs.
-pub fn run(mut settings: Settings) -> Result<(), Failure> {
+pub fn run(settings: Settings) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::from_io("catching signals", &e);
     // First of all, so that no thread is ever killed by a signal that it should have caught.
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(failed)?;
+    let signals = Signals::catch().map_err(failed)?;
     let name = settings.config.interface.name.clone();
     let dataplane = Dataplane::start(options(&settings.config)?)?;
-    let end = serve(&mut settings, &dataplane.control, &mut signals, dataplane.listen_port);
+    let end = Service::start(settings, dataplane.control.clone(), signals)
+        .and_then(|service| service.serve(dataplane.listen_port));
     notify(&[NotifyState::Stopping]);
     // It may have stopped by itself, and then says why below.
     let _ = dataplane.control.stop();
@@ -44,76 +47,164 @@ pub fn run(mut settings: Settings) -> Result<(), Failure> {
     end.and(result)
 }
 
-/// From a started data plane to the end of its life.
-fn serve(
-    settings: &mut Settings,
-    control: &ControlHandle,
-    signals: &mut Signals,
-    port: u16,
-) -> Result<(), Failure> {
-    let name = settings.config.interface.name.clone();
-    set_interface(&settings.config, None)?;
-    let (change, unresolved) = settings.to_change();
-    set(control, change)?;
-    about(control, settings, None)?;
-    look_up_later(control, unresolved);
-    let _socket = UapiSocket::start(&name, control.clone())?;
-    let _pid_file = PidFile::write(&name)?;
-    let peers = settings.config.peers.len();
-    tracing::info!(interface = name, port, peers, "ready");
-    let status = format!("{peers} peers, UDP port {port}");
-    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
-    for signal in signals.forever() {
-        if signal != SIGHUP {
-            break;
+/// The first thread: between the operator (file, signals, `ip link`) and the data plane.
+struct Service {
+    settings: Settings,
+    control: ControlHandle,
+    signals: Signals,
+    interface: Interface,
+    links: Monitor,
+    /// The operator has not set the interface down.
+    is_up: bool,
+}
+
+impl Service {
+    /// Gives a started data plane its interface and its peers.
+    fn start(
+        settings: Settings,
+        control: ControlHandle,
+        signals: Signals,
+    ) -> Result<Self, Failure> {
+        let failed = |e: io::Error| Failure::from_io("asking for news of interfaces", &e);
+        let links = Monitor::new().map_err(failed)?;
+        let config = &settings.config;
+        let mut interface = Interface::open(&config.interface.name)?;
+        interface.silence()?;
+        interface.set_up(config.interface.mtu.unwrap_or(MTU_DEFAULT))?;
+        let mut service = Self { settings, control, signals, interface, links, is_up: true };
+        let config = service.settings.config.clone();
+        service.put_addresses(&config)?;
+        // What came so far was our own doing, or was undone by it.
+        service.links.take_states(service.interface.index()).map_err(failed)?;
+        let (change, unresolved) = service.settings.to_change();
+        service.set(change)?;
+        service.tell_about(None)?;
+        look_up_later(&service.control, unresolved);
+        Ok(service)
+    }
+
+    /// From a configured data plane to the end of its life.
+    fn serve(mut self, port: u16) -> Result<(), Failure> {
+        let name = self.settings.config.interface.name.clone();
+        let _socket = UapiSocket::start(&name, self.control.clone())?;
+        let _pid_file = PidFile::write(&name)?;
+        let peers = self.settings.config.peers.len();
+        tracing::info!(interface = name, port, peers, "ready");
+        let status = format!("{peers} peers, UDP port {port}");
+        notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.links.as_fd(), PollFlags::IN),
+            ];
+            // Interrupted is as good as woken: both are looked at.
+            let _ = poll(&mut fds, None);
+            self.follow_interface();
+            match self.signals.take() {
+                Some(Asked::Stop) => return Ok(()),
+                Some(Asked::Reload) => self.reload_and_tell()?,
+                None => {}
+            }
         }
+    }
+
+    /// Down, the data plane forgets its sessions and is silent; up again, it also needs the routes
+    /// and addresses that the kernel forgot.
+    fn follow_interface(&mut self) {
+        let states = self.links.take_states(self.interface.index()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "news of interfaces were lost: it may have been down");
+            vec![false, true]
+        });
+        for up in states {
+            if up == self.is_up {
+                continue;
+            }
+            self.is_up = up;
+            let state = if up { "up" } else { "down" };
+            tracing::info!(interface = self.settings.config.interface.name, state, "set by hand");
+            // Fails only while the data plane is stopping.
+            let _ = self.control.set_up(up);
+            if up {
+                let config = self.settings.config.clone();
+                if let Err(failure) = self.put_addresses(&config) {
+                    tracing::error!("the interface is up, but not as configured: {failure}");
+                }
+            }
+        }
+    }
+
+    fn reload_and_tell(&mut self) -> Result<(), Failure> {
         notify(&[NotifyState::Reloading]);
-        match reload(settings, control) {
+        match self.reload() {
             Ok(()) => tracing::info!("reloaded"),
             Err(failure) => {
                 tracing::error!("not reloaded, the old state stays: {failure}");
-                about(control, settings, Some(failure.to_string()))?;
+                self.tell_about(Some(failure.to_string()))?;
             }
         }
         notify(&[NotifyState::Ready]);
+        Ok(())
     }
-    Ok(())
-}
 
-/// Takes the file over as it is now. On an error everything stays as it was.
-fn reload(settings: &mut Settings, control: &ControlHandle) -> Result<(), Failure> {
-    let mut new = settings.read_again()?;
-    let restart = new.config.restart_keys(&settings.config);
-    if !restart.is_empty() {
-        tracing::warn!(keys = restart.join(", "), "these keys take effect at the next start");
+    /// Takes the file over as it is now. On an error everything stays as it was.
+    fn reload(&mut self) -> Result<(), Failure> {
+        let mut new = self.settings.read_again()?;
+        let restart = new.config.restart_keys(&self.settings.config);
+        if !restart.is_empty() {
+            tracing::warn!(keys = restart.join(", "), "these keys take effect at the next start");
+        }
+        let old = self.settings.config.clone();
+        let config = new.config.keeping_restart_keys(&old);
+        let (change, unresolved) = new.to_change();
+        let changed = self.change_interface(&config, &old).and_then(|()| self.set(change));
+        if let Err(failure) = changed {
+            // Half of it may be done: back to what was. If that fails too, the first reason counts.
+            let back = self.change_interface(&old, &config);
+            let _ = back.and_then(|()| self.set(self.settings.to_change().0));
+            return Err(failure);
+        }
+        let mtu = config.interface.mtu.unwrap_or(MTU_DEFAULT);
+        self.control.set_mtu(mtu).map_err(|refusal| refused(&refusal))?;
+        new.config = config;
+        self.settings = new;
+        self.tell_about(None)?;
+        look_up_later(&self.control, unresolved);
+        Ok(())
     }
-    let config = new.config.keeping_restart_keys(&settings.config);
-    let (change, unresolved) = new.to_change();
-    let changed =
-        set_interface(&config, Some(&settings.config)).and_then(|()| set(control, change));
-    if let Err(failure) = changed {
-        // Half of it may be done: back to what was. If that fails too, the first reason counts.
-        let back = set_interface(&settings.config, Some(&config));
-        let _ = back.and_then(|()| set(control, settings.to_change().0));
-        return Err(failure);
-    }
-    let mtu = config.interface.mtu.unwrap_or(MTU_DEFAULT);
-    control.set_mtu(mtu).map_err(|refusal| refused(&refusal))?;
-    about(control, &new, None)?;
-    look_up_later(control, unresolved);
-    new.config = config;
-    *settings = new;
-    Ok(())
-}
 
-/// Tells `status` what it cannot know from the device.
-fn about(
-    control: &ControlHandle,
-    settings: &Settings,
-    config_error: Option<String>,
-) -> Result<(), Failure> {
-    let about = About { names: settings.names(), config_error };
-    control.set_about(about).map_err(|refusal| refused(&refusal))
+    /// Addresses and routes of a configuration.
+    fn put_addresses(&mut self, config: &Config) -> Result<(), Failure> {
+        for &address in &config.interface.address {
+            self.interface.add_address(address)?;
+        }
+        routes(config).into_iter().try_for_each(|net| self.interface.add_route(net))
+    }
+
+    /// From one configuration to another: what `before` had and `config` has not goes.
+    fn change_interface(&mut self, config: &Config, before: &Config) -> Result<(), Failure> {
+        self.interface.set_mtu(config.interface.mtu.unwrap_or(MTU_DEFAULT))?;
+        if self.is_up {
+            // Down, it has no routes; they come when it is up again.
+            self.put_addresses(config)?;
+        }
+        let routes = routes(config);
+        for &net in self::routes(before).iter().filter(|net| !routes.contains(net)) {
+            self.interface.remove_route(net)?;
+        }
+        let addresses = &config.interface.address;
+        let gone = before.interface.address.iter().filter(|address| !addresses.contains(address));
+        gone.into_iter().try_for_each(|&address| self.interface.remove_address(address))
+    }
+
+    fn set(&self, change: SetRequest) -> Result<(), Failure> {
+        self.control.set(change).map_err(|refusal| refused(&refusal))
+    }
+
+    /// Tells `status` what it cannot know from the device.
+    fn tell_about(&self, config_error: Option<String>) -> Result<(), Failure> {
+        let about = About { names: self.settings.names(), config_error };
+        self.control.set_about(about).map_err(|refusal| refused(&refusal))
+    }
 }
 
 fn options(config: &Config) -> Result<Options, Failure> {
@@ -146,32 +237,6 @@ fn options(config: &Config) -> Result<Options, Failure> {
 /// More workers than this only help with more peers than most gateways have; say so in the file.
 const WORKERS_AUTO_MAX: usize = 8;
 
-/// MTU, addresses and routes; what `before` had and `config` has not goes.
-fn set_interface(config: &Config, before: Option<&Config>) -> Result<(), Failure> {
-    let mut interface = Interface::open(&config.interface.name)?;
-    if before.is_none() {
-        interface.silence()?;
-    }
-    interface.set_up(config.interface.mtu.unwrap_or(MTU_DEFAULT))?;
-    for &address in &config.interface.address {
-        interface.add_address(address)?;
-    }
-    let routes = routes(config);
-    for &net in &routes {
-        interface.add_route(net)?;
-    }
-    let Some(before) = before else { return Ok(()) };
-    for &net in self::routes(before).iter().filter(|net| !routes.contains(net)) {
-        interface.remove_route(net)?;
-    }
-    for &address in &before.interface.address {
-        if !config.interface.address.contains(&address) {
-            interface.remove_address(address)?;
-        }
-    }
-    Ok(())
-}
-
 /// Prefixes that lead into the tunnel. A default route is left to the operator: without policy
 /// routing it would lead the tunnel's own packets into the tunnel.
 fn routes(config: &Config) -> Vec<ipnet::IpNet> {
@@ -180,10 +245,6 @@ fn routes(config: &Config) -> Vec<ipnet::IpNet> {
     }
     let nets = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
     nets.filter(|net| net.prefix_len() > 0).copied().collect()
-}
-
-fn set(control: &ControlHandle, change: SetRequest) -> Result<(), Failure> {
-    control.set(change).map_err(|refusal| refused(&refusal))
 }
 
 fn refused(refusal: &Refusal) -> Failure {

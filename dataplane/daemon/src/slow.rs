@@ -15,7 +15,7 @@ use millrace_wg::time::Clock;
 use millrace_wg::{Drop, DropCounters, Endpoint};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::clock;
+use crate::clock::{self, SuspendWatch};
 use crate::control::{Command, ControlQueue, Refusal};
 use crate::device_uapi;
 use crate::facts::Facts;
@@ -46,19 +46,26 @@ pub struct Slow {
     /// Readable when the workers must end.
     pub stop_workers: Arc<OwnedFd>,
     pub receiver: Receiver,
+    pub suspend: SuspendWatch,
 }
 
 impl Slow {
     /// Runs until [`Command::Stop`], or until a worker says that the TUN device is gone.
     pub fn run(mut self) -> Result<(), Failure> {
         let end = loop {
-            self.wait();
+            let clock_jumped = self.wait();
             if self.queue.is_tun_gone() {
                 break Err(Failure::new(
                     Exit::Error,
                     format!("the interface {} is gone", self.facts.interface),
                     "somebody removed it: start again, and remove it with `millrace down`",
                 ));
+            }
+            if clock_jumped && self.suspend.take() {
+                // As the kernel does it: keys of before the sleep are not used after it.
+                tracing::info!("the machine was suspended: every session starts anew");
+                self.device.wipe_all(now());
+                self.drain();
             }
             self.receive();
             self.take_queues();
@@ -77,8 +84,8 @@ impl Slow {
         end
     }
 
-    /// Sleeps until there is something to do.
-    fn wait(&self) {
+    /// Sleeps until there is something to do. True if a clock jumped.
+    fn wait(&self) -> bool {
         let timeout = self.device.poll_timeout().map(|(deadline, _reason)| {
             let left = deadline.since(clock::now());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
@@ -90,9 +97,11 @@ impl Slow {
             ),
             PollFd::from_borrowed_fd(self.queue.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.suspend.as_fd(), PollFlags::IN),
         ];
         // Interrupted is as good as woken: the turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
+        !fds[3].revents().is_empty()
     }
 
     /// Handshakes from our own socket.
@@ -154,6 +163,7 @@ impl Slow {
                     let _ = reply.send(result);
                 }
                 Command::SetMtu(mtu) => self.device.set_mtu(mtu),
+                Command::SetUp(up) => self.device.set_up(now(), up),
                 Command::SetAbout(about) => self.facts.about = about,
                 Command::Stop => return false,
             }

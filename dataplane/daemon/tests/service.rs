@@ -12,9 +12,10 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use common::World;
+use common::{World, drop_count};
 use millrace_lab::{
-    Gateway, GatewayOptions, Implementation, Lab, TunnelOptions, keys::random_key, wait_for,
+    Gateway, GatewayOptions, Implementation, Lab, TunnelOptions, keys::random_key, ping::Ping,
+    wait_for,
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -187,6 +188,72 @@ fn woken(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<S
     let times = |name| after[name] - before.get(name).copied().unwrap_or(0);
     let ran = after.keys().filter(|name| before.get(*name) != after.get(*name));
     ran.map(|name| format!("{name}: {} times", times(name))).collect()
+}
+
+/// As the kernel's device: down it is silent and forgets its keys, up it is as configured.
+#[test]
+fn an_interface_set_down_is_silent_and_works_again_once_it_is_up() {
+    let options = TunnelOptions { keepalive_s: [Some(1), None], ..TunnelOptions::default() };
+    let mut world = World::new([Implementation::Millrace, Implementation::WireguardGo], &options);
+    world.connect();
+    let (namespace, name) =
+        (world.tunnel.a.namespace().clone(), world.tunnel.a.interface().to_owned());
+    let sessions = || {
+        let state = common::ask(&name, "get=1\n\n");
+        let count = |line: &str| state.lines().filter(|text| *text == line).count();
+        (count("mr_session=up"), count("mr_session=none"))
+    };
+    assert_eq!(sessions(), (1, 0));
+    let sent = || {
+        let text = namespace.exec("cat /proc/net/snmp").unwrap();
+        let line = text.lines().filter(|line| line.starts_with("Udp:")).nth(1).unwrap();
+        line.split(' ').nth(4).unwrap().parse::<u64>().unwrap()
+    };
+    let routes = || {
+        let show = |family| namespace.exec(&format!("ip {family} route show dev {name}")).unwrap();
+        let mut lines: Vec<String> = (show("-4") + &show("-6"))
+            .replace(" proto static", "")
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        lines
+    };
+    let routes_before = routes();
+    namespace.ip([format!("link set {name} down")]).unwrap();
+    wait_for("the session to go", LIMIT, || (sessions() == (0, 1)).then_some(())).unwrap();
+    assert!(routes().len() < routes_before.len());
+    // The keepalive would go each second. The other side, started anew, asks for a session.
+    let before = sent();
+    world.tunnel.b.restart().unwrap();
+    let ping = Ping { count: 3, marker: Some(world.watch.marker()), ..Ping::default() };
+    let report = ping.run(&world.site.b.host, world.site.a.host_v4).unwrap();
+    assert!(!report.complete(), "{report:?}");
+    let refused = || (drop_count(&world.tunnel.a, "interface_down") > 0).then_some(());
+    wait_for("an initiation to be refused", LIMIT, refused).unwrap();
+    assert_eq!(sent() - before, 0, "datagrams of an interface that is down");
+
+    // A reload keeps it down and takes the file over.
+    world.tunnel.a.daemon().signal(libc::SIGHUP);
+    world.tunnel.a.daemon().wait_for_log("reloaded", LIMIT).unwrap();
+    assert_eq!(sessions(), (0, 1));
+    assert!(!namespace.exec(&format!("ip link show {name}")).unwrap().contains("UP"));
+
+    namespace.ip([format!("link set {name} up")]).unwrap();
+    wait_for("a session", Duration::from_secs(10), || (sessions() == (1, 0)).then_some(()))
+        .unwrap();
+    wait_for("its routes", LIMIT, || (routes() == routes_before).then_some(())).unwrap();
+    world.ping_again(&world.site.a, &world.site.b);
+    // Down and up at once: both are seen.
+    let asked = |world: &mut World| {
+        world.tunnel.b.daemon().log().matches("Received handshake initiation").count()
+    };
+    let before = asked(&mut world);
+    namespace.ip([format!("link set {name} down"), format!("link set {name} up")]).unwrap();
+    let anew = || (asked(&mut world) > before).then_some(());
+    wait_for("a new handshake", Duration::from_secs(10), anew).unwrap();
+    wait_for("its routes", LIMIT, || (routes() == routes_before).then_some(())).unwrap();
+    world.finish();
 }
 
 #[test]

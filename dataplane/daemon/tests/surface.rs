@@ -5,14 +5,12 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::World;
+use common::{World, ask};
 use millrace_lab::{Gateway, Implementation, Lab, Namespace, TunnelOptions, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -24,17 +22,6 @@ fn connected_world() -> World {
     let world = World::new(pair, &TunnelOptions::default());
     world.connect();
     world
-}
-
-/// One answer of the UAPI socket to `request`.
-fn ask(interface: &str, request: &str) -> String {
-    let mut socket = UnixStream::connect(format!("/run/wireguard/{interface}.sock")).unwrap();
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
-    socket.write_all(request.as_bytes()).unwrap();
-    socket.shutdown(Shutdown::Write).unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 /// Sends packets and checks that they went under the session that was there before.

@@ -172,10 +172,10 @@ impl Device {
     /// Sends an initiation now, or as soon as the last handshake message is five seconds old.
     /// `retry`: one of a series of tries.
     pub(super) fn start_handshake(&mut self, clock: Clock, slot: PeerSlot, retry: bool) {
-        let has_key = self.own.is_some();
+        let able = self.own.is_some() && self.is_up;
         let Some(peer) = self.peer_mut(slot) else { return };
         let endpoint = peer.shared.endpoint.load().as_deref().copied();
-        let (true, Some(to)) = (has_key, endpoint) else {
+        let (true, Some(to)) = (able, endpoint) else {
             // Nothing to try with: whoever wants one must ask again.
             peer.shared.activity.handshake_wanted.store(false, Ordering::Relaxed);
             return;

@@ -135,6 +135,9 @@ impl Device {
 
     /// Keeps an inner packet for the session that is to come.
     pub(super) fn stage(&mut self, clock: Clock, slot: PeerSlot, packet: Box<[u8]>) {
+        if !self.is_up {
+            return self.drops.add(Drop::InterfaceDown, 1);
+        }
         let Some(peer) = self.peer_mut(slot) else {
             return self.drops.add(Drop::TxNoRoute, 1);
         };

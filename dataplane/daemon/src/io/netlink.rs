@@ -297,6 +297,20 @@ impl Monitor {
         })
     }
 
+    /// Takes all news that wait; what they say of one interface: whether it was up, in order. An
+    /// error: news were lost.
+    pub fn take_states(&self, index: u32) -> io::Result<Vec<bool>> {
+        let mut states = Vec::new();
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((bytes, _)) => states.extend(state(&bytes, index)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(states),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Takes all news that wait.
     pub fn take(&self) -> News {
         let mut news = News::default();
@@ -329,6 +343,16 @@ impl News {
         self.links |= matches!(kind, 16 | 17);
         self.addresses |= matches!(kind, 20 | 21);
         self.paths = true;
+    }
+}
+
+/// What a message says of the interface `index`: up or not; none if it is of something else.
+fn state(bytes: &[u8], index: u32) -> Option<bool> {
+    match read(bytes).ok()?.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
+        ) if link.header.index == index => Some(link.header.flags.contains(LinkFlags::Up)),
+        _ => None,
     }
 }
 

@@ -6,8 +6,8 @@
 )]
 
 use std::{
-    io::{Read, Write},
-    net::{IpAddr, SocketAddr},
+    io::{self, Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr},
     os::unix::net::UnixStream,
     time::Duration,
 };
@@ -124,17 +124,22 @@ pub fn fact(gateway: &Gateway, key: &str) -> Option<String> {
 /// The values of all `mr_` lines with the key; none while it does not answer.
 pub fn facts(gateway: &Gateway, key: &str) -> Vec<String> {
     let start = format!("mr_{key}=");
-    let text = status_text(gateway).unwrap_or_default();
+    let text = try_ask(gateway.interface(), "get=1\n\n").unwrap_or_default();
     text.lines().filter_map(|line| line.strip_prefix(&start).map(str::to_owned)).collect()
 }
 
-fn status_text(gateway: &Gateway) -> Option<String> {
-    let path = format!("/run/wireguard/{}.sock", gateway.interface());
-    let mut socket = UnixStream::connect(path).ok()?;
-    socket.set_read_timeout(Some(CONNECT)).unwrap();
-    socket.write_all(b"get=1\n\n").ok()?;
-    socket.shutdown(std::net::Shutdown::Write).ok()?;
-    let mut text = String::new();
-    socket.read_to_string(&mut text).ok()?;
-    Some(text)
+/// One answer of the UAPI socket to `request`.
+pub fn ask(interface: &str, request: &str) -> String {
+    try_ask(interface, request).unwrap()
+}
+
+/// An error: nobody answers.
+fn try_ask(interface: &str, request: &str) -> io::Result<String> {
+    let mut socket = UnixStream::connect(format!("/run/wireguard/{interface}.sock"))?;
+    socket.set_read_timeout(Some(CONNECT))?;
+    socket.write_all(request.as_bytes())?;
+    socket.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    Ok(answer)
 }
