@@ -61,6 +61,9 @@ pub struct PeerView<'a> {
     pub handshake_at_wall: Option<Duration>,
     pub staged: usize,
     pub has_session: bool,
+    /// False where its key is a point of low order: the peer is there, as in the kernel, and no
+    /// handshake with it can succeed.
+    pub can_handshake: bool,
 }
 
 /// What the caller must do.
@@ -240,6 +243,11 @@ impl Device {
         self.by_key.contains_key(key)
     }
 
+    /// Whether a handshake with a peer of this key is possible; see [`PeerView::can_handshake`].
+    pub fn can_handshake(&self, key: &PublicKey) -> bool {
+        self.own.as_ref().is_none_or(|own| own.known.get(key).is_some())
+    }
+
     pub fn set_mtu(&mut self, mtu: u16) {
         self.tables_stale |= mtu != self.mtu;
         self.mtu = mtu;
@@ -254,6 +262,7 @@ impl Device {
             handshake_at_wall: known.handshake_at_wall,
             staged: known.staged.len(),
             has_session: known.shared.tx_session.load().is_some(),
+            can_handshake: self.can_handshake(&known.shared.public_key),
         })
     }
 

@@ -1,11 +1,13 @@
 //! Between the UAPI's view of a device and the device itself.
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::time::Duration;
 
 use millrace_config::key::{PublicKey, SecretKey};
-use millrace_config::uapi::{DeviceState, PeerChange, PeerState, SetRequest};
+use millrace_config::uapi::{DeviceState, Errno, PeerChange, PeerState, SetRequest};
 use millrace_wg::Endpoint;
-use millrace_wg::device::{self, Device};
+use millrace_wg::device::{self, Device, PeerRefused};
 use millrace_wg::secret::Secret;
 use millrace_wg::time::Clock;
 use zeroize::Zeroizing;
@@ -14,8 +16,31 @@ use crate::control::Refusal;
 use crate::facts::Facts;
 use crate::steering::Steering;
 
+/// Peers in the list of refused ones; further ones are only in the log.
+const REFUSED_MAX: usize = 16;
+
+/// Peers that were asked for and are not there, or are there and cannot work: for `status`, because
+/// the kernel's answer, which is ours, does not tell.
+#[derive(Debug, Default)]
+pub struct RefusedPeers(BTreeMap<[u8; 32], String>);
+
+impl RefusedPeers {
+    fn add(&mut self, key: &millrace_wg::PublicKey, why: &dyn Display) {
+        let peer = PublicKey(key.0).to_base64();
+        tracing::warn!(peer, "a peer was refused: {why}");
+        if self.0.len() < REFUSED_MAX {
+            self.0.insert(key.0, format!("peer {peer} was refused: {why}"));
+        }
+    }
+}
+
 /// The answer to `get=1`.
-pub fn state(device: &Device, facts: &Facts, steering: &Steering) -> DeviceState {
+pub fn state(
+    device: &Device,
+    facts: &Facts,
+    refused: &RefusedPeers,
+    steering: &Steering,
+) -> DeviceState {
     let mut state = DeviceState {
         private_key: device.private_key().map(to_text_key),
         listen_port: facts.listen_port,
@@ -23,11 +48,16 @@ pub fn state(device: &Device, facts: &Facts, steering: &Steering) -> DeviceState
         peers: Vec::new(),
         facts: facts.lines(steering),
     };
+    state.facts.extend(refused.0.values().map(|note| ("note".to_owned(), note.clone())));
     // Slots of peers in the order of `state.peers`, to give each prefix to its peer.
     let mut places = std::collections::HashMap::new();
     for view in device.peers() {
         places.insert(view.peer.slot, state.peers.len());
         let mut peer = peer_state(&view);
+        if !view.can_handshake {
+            let key = peer.public_key.to_base64();
+            state.facts.push(("note".into(), format!("peer {key} cannot work: {LOW_ORDER}")));
+        }
         if let Some(name) = facts.about.names.get(&peer.public_key) {
             peer.facts.push(("name".into(), name.clone()));
         }
@@ -41,12 +71,26 @@ pub fn state(device: &Device, facts: &Facts, steering: &Steering) -> DeviceState
     state
 }
 
+/// Why a peer is there and no session ever will be.
+const LOW_ORDER: &str = "its public key is a point of low order, which no private key has; ask the \
+                         other side for its key";
+
 /// Carries out `set=1`, in its order. An error leaves what was done before it, as in the kernel.
-pub fn apply(device: &mut Device, clock: Clock, change: SetRequest) -> Result<(), Refusal> {
+pub fn apply(
+    device: &mut Device,
+    refused: &mut RefusedPeers,
+    clock: Clock,
+    change: SetRequest,
+) -> Result<(), Refusal> {
     if let Some(key) = change.private_key {
+        let before: Vec<_> = device.peers().map(|view| view.peer.public_key).collect();
         device.set_private_key(clock, key.as_ref().map(to_secret));
+        for key in before.iter().filter(|key| !device.has_peer(key)) {
+            refused.add(key, &PeerRefused::OwnKey);
+        }
     }
     if change.replace_peers {
+        refused.0.clear();
         let named: std::collections::HashSet<[u8; 32]> =
             change.peers.iter().filter(|peer| !peer.remove).map(|peer| peer.public_key.0).collect();
         let gone: Vec<_> = device
@@ -58,16 +102,23 @@ pub fn apply(device: &mut Device, clock: Clock, change: SetRequest) -> Result<()
             device.remove_peer(clock, &key);
         }
     }
-    change.peers.into_iter().try_for_each(|peer| apply_peer(device, clock, peer))
+    change.peers.into_iter().try_for_each(|peer| apply_peer(device, refused, clock, peer))
 }
 
-fn apply_peer(device: &mut Device, clock: Clock, change: PeerChange) -> Result<(), Refusal> {
+fn apply_peer(
+    device: &mut Device,
+    refused: &mut RefusedPeers,
+    clock: Clock,
+    change: PeerChange,
+) -> Result<(), Refusal> {
     let key = millrace_wg::PublicKey(change.public_key.0);
     if change.remove {
+        refused.0.remove(&key.0);
         device.remove_peer(clock, &key);
         return Ok(());
     }
-    if change.update_only && !device.has_peer(&key) {
+    let is_new = !device.has_peer(&key);
+    if change.update_only && is_new {
         return Ok(());
     }
     let (removed, added): (Vec<_>, Vec<_>) =
@@ -84,9 +135,25 @@ fn apply_peer(device: &mut Device, clock: Clock, change: PeerChange) -> Result<(
         add_allowed_ips: added.into_iter().map(|allowed| allowed.net).collect(),
         remove_allowed_ips: removed.into_iter().map(|allowed| allowed.net).collect(),
     };
-    // The kernel also takes a peer with its own key without a word, and does not add it.
-    let _added = device.set_peer(clock, key, change);
-    Ok(())
+    match device.set_peer(clock, key, change) {
+        Ok(()) => {
+            if is_new && !device.can_handshake(&key) {
+                let peer = PublicKey(key.0).to_base64();
+                tracing::warn!(peer, "a peer cannot work: {LOW_ORDER}");
+            }
+            Ok(())
+        }
+        // The kernel also takes it without an error and does not add it, so that one list of peers
+        // serves every device of a mesh.
+        Err(why @ PeerRefused::OwnKey) => {
+            refused.add(&key, &why);
+            Ok(())
+        }
+        Err(why @ PeerRefused::TooMany { .. }) => {
+            refused.add(&key, &why);
+            Err(Refusal::new(Errno::NoMemory, why.to_string()))
+        }
+    }
 }
 
 fn peer_state(view: &device::PeerView<'_>) -> PeerState {

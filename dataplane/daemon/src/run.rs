@@ -18,6 +18,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::clock::SuspendWatch;
 use crate::control::{self, About, ControlHandle};
+use crate::device_uapi::RefusedPeers;
 use crate::facts::Facts;
 use crate::failure::Failure;
 use crate::io::icmp::IcmpSender;
@@ -34,7 +35,7 @@ use crate::state::TimestampFile;
 use crate::steering::Steering;
 use crate::worker::{Context, End, Worker};
 
-/// Receiving sessions that the tables hold: three for each of 20,000 peers, and handshakes.
+/// Receiving sessions that the tables hold: with `SESSIONS_PER_PEER` for each, 16,384 peers.
 const SESSIONS_MAX: usize = 1 << 16;
 
 /// What does not change while a data plane runs.
@@ -170,6 +171,7 @@ impl Dataplane {
             stop_workers: stop,
             receiver: Receiver::new(),
             suspend,
+            refused: RefusedPeers::default(),
         };
         let slow = thread::Builder::new()
             .name("slow".into())

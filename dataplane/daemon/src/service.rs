@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use millrace_config::Config;
 use millrace_config::config::{Routes, Workers};
 use millrace_config::uapi::{Errno, SetRequest};
+use millrace_config::{Config, Exit};
 use millrace_wg::limits::MTU_DEFAULT;
 use rustix::event::{PollFd, PollFlags, poll};
 use sd_notify::NotifyState;
@@ -248,8 +248,11 @@ fn routes(config: &Config) -> Vec<ipnet::IpNet> {
 }
 
 fn refused(refusal: &Refusal) -> Failure {
-    let errno = if refusal.errno == Errno::Permission { libc::EPERM } else { libc::EINVAL };
-    Failure::from_io(&refusal.why, &io::Error::from_raw_os_error(errno))
+    if refusal.errno == Errno::Permission {
+        return Failure::from_io(&refusal.why, &io::Error::from_raw_os_error(libc::EPERM));
+    }
+    let cure = "the configuration asks for more than this device can do: change it";
+    Failure::new(Exit::Error, refusal.why.clone(), cure)
 }
 
 /// Goes on looking names up until each was found once.

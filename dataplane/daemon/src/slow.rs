@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::clock::{self, SuspendWatch};
 use crate::control::{Command, ControlQueue, Refusal};
-use crate::device_uapi;
+use crate::device_uapi::{self, RefusedPeers};
 use crate::facts::Facts;
 use crate::failure::Failure;
 use crate::io::udp::{self, Receiver, UdpSocket};
@@ -47,6 +47,7 @@ pub struct Slow {
     pub stop_workers: Arc<OwnedFd>,
     pub receiver: Receiver,
     pub suspend: SuspendWatch,
+    pub refused: RefusedPeers,
 }
 
 impl Slow {
@@ -154,7 +155,12 @@ impl Slow {
         while let Some(command) = self.control.take() {
             match command {
                 Command::Get { reply } => {
-                    let state = device_uapi::state(&self.device, &self.facts, &self.steering);
+                    let state = device_uapi::state(
+                        &self.device,
+                        &self.facts,
+                        &self.refused,
+                        &self.steering,
+                    );
                     // The asker may have given up.
                     let _ = reply.send(state);
                 }
@@ -190,7 +196,7 @@ impl Slow {
             }
             self.facts.fwmark.store(mark, Ordering::Relaxed);
         }
-        device_uapi::apply(&mut self.device, now(), change)
+        device_uapi::apply(&mut self.device, &mut self.refused, now(), change)
     }
 
     /// Sends one datagram; from another of our addresses if that of the endpoint is gone.

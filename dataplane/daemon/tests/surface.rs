@@ -11,7 +11,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::{World, ask};
+use millrace_config::SecretKey;
+use millrace_config::status::{Health, Status};
+use millrace_config::uapi::DeviceState;
 use millrace_lab::{Gateway, Implementation, Lab, Namespace, TunnelOptions, wait_for};
+use millrace_wg::limits::SESSIONS_PER_PEER;
 
 const LIMIT: Duration = Duration::from_secs(15);
 /// A public key that belongs to nobody here.
@@ -93,6 +97,52 @@ fn the_uapi_socket_bears_every_client() {
     let twice = ask(name, "get=1\n\nget=1\n\n");
     assert_eq!(twice.matches("errno=0").count(), 2, "{twice}");
     drop(silent);
+    world.finish();
+}
+
+/// The answers are the kernel's, which says nothing of a peer that is ignored; log and status do.
+#[test]
+fn peers_that_cannot_be_are_told_of() {
+    let mut world = connected_world();
+    let name = world.tunnel.a.interface().to_owned();
+    let own = ask(&name, "get=1\n\n");
+    let own = own.lines().find_map(|line| line.strip_prefix("private_key=")).unwrap().to_owned();
+    let own = SecretKey::from_hex(&own).unwrap().public_key();
+    let notes = |world: &World| common::facts(&world.tunnel.a, "note");
+    let count = |world: &World| world.tunnel.a.peers().unwrap().len();
+    assert_eq!(notes(&world), [""; 0]);
+
+    let set = |key: &str, more: &str| ask(&name, &format!("set=1\npublic_key={key}\n{more}\n"));
+    assert_eq!(set(&own.to_hex(), ""), "errno=0\n\n");
+    assert_eq!(count(&world), 1);
+    let seen = notes(&world);
+    assert!(seen.len() == 1 && seen[0].contains(&own.to_base64()), "{seen:?}");
+    world.tunnel.a.daemon().wait_for_log("the public key is our own", LIMIT).unwrap();
+
+    // A point of order eight; the kernel takes it, too.
+    let low = "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800";
+    let more = "endpoint=198.51.100.99:1\npersistent_keepalive_interval=1\n";
+    assert_eq!(set(low, more), "errno=0\n\n");
+    assert_eq!(count(&world), 2);
+    assert!(notes(&world).iter().any(|note| note.contains("low order")), "{:?}", notes(&world));
+    world.tunnel.a.daemon().wait_for_log("low order", LIMIT).unwrap();
+    let state = DeviceState::parse(ask(&name, "get=1\n\n").as_bytes()).unwrap();
+    let status = Status::new(&name, &state, 0);
+    assert_eq!((status.health, status.warnings.len()), (Health::Degraded, 2));
+
+    assert_eq!(set(low, "remove=true\n"), "errno=0\n\n");
+    assert_eq!(set(&own.to_hex(), "remove=true\n"), "errno=0\n\n");
+    assert_eq!(notes(&world), [""; 0]);
+
+    // More than the session table bears: what stands before stays, as in the kernel.
+    let mut many = "set=1\n".to_owned();
+    for number in 0..17_000 {
+        many += &format!("public_key={number:062x}05\n");
+    }
+    assert_eq!(ask(&name, &(many + "\n")), "errno=-12\n\n");
+    assert_eq!(count(&world), (1 << 16) / SESSIONS_PER_PEER);
+    assert!(notes(&world).iter().any(|note| note.contains("room for no more")));
+    world.ping(&world.site.a, &world.site.b, 2);
     world.finish();
 }
 
