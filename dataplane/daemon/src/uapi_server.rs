@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,13 +47,7 @@ impl UapiSocket {
                 format!("an interface {interface} runs already: `millrace down {interface}`"),
             ));
         }
-        // Left over from a process that was killed: nobody answered.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path).map_err(failed)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let listener = bind(interface, &path).map_err(failed)?;
         thread::Builder::new()
             .name("uapi".into())
             .spawn(move || accept(&listener, &control))
@@ -67,6 +61,27 @@ impl Drop for UapiSocket {
         // If somebody removed it already, there is nothing to do.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// A socket for root alone under `path`. It is made in a directory that only root may enter and
+/// moved when its mode is right, so that at no moment somebody else can connect. What a killed
+/// process left under `path` is replaced.
+fn bind(interface: &str, path: &Path) -> io::Result<UnixListener> {
+    let directory = Path::new(DIRECTORY).join(format!(".{interface}.new"));
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::DirBuilder::new().mode(0o700).create(&directory)?;
+    let new = directory.join("socket");
+    let bound = UnixListener::bind(&new).and_then(|listener| {
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&new, path)?;
+        Ok(listener)
+    });
+    // Empty, or of no use: the next start would remove it, too.
+    let _ = fs::remove_dir_all(&directory);
+    bound
 }
 
 fn accept(listener: &UnixListener, control: &ControlHandle) {

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -16,6 +17,7 @@ use millrace_config::status::{Health, Status};
 use millrace_config::uapi::DeviceState;
 use millrace_lab::{Gateway, Implementation, Lab, Namespace, TunnelOptions, wait_for};
 use millrace_wg::limits::SESSIONS_PER_PEER;
+use rustix::fs::inotify::{self, WatchFlags};
 
 const LIMIT: Duration = Duration::from_secs(15);
 /// A public key that belongs to nobody here.
@@ -98,6 +100,36 @@ fn the_uapi_socket_bears_every_client() {
     assert_eq!(twice.matches("errno=0").count(), 2, "{twice}");
     drop(silent);
     world.finish();
+}
+
+/// No moment between making the socket and closing it to others.
+#[test]
+fn the_uapi_socket_appears_with_its_mode() {
+    fs::create_dir_all("/run/wireguard").unwrap();
+    let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    let flags = WatchFlags::CREATE | WatchFlags::ATTRIB | WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, "/run/wireguard", flags).unwrap();
+    let mut world = connected_world();
+    let name = world.tunnel.a.interface().to_owned();
+    // What a killed one left is replaced in the same way.
+    world.tunnel.a.restart().unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(&watch, &mut buffer);
+    let mut seen = Vec::new();
+    while let Ok(event) = events.next() {
+        if event.file_name().is_some_and(|file| *file == *c_name(&name)) {
+            seen.push(event.events());
+        }
+    }
+    assert_eq!(seen, [inotify::ReadFlags::MOVED_TO; 2]);
+    let path = format!("/run/wireguard/{name}.sock");
+    assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!fs::exists(format!("/run/wireguard/.{name}.new")).unwrap());
+    world.finish();
+}
+
+fn c_name(interface: &str) -> CString {
+    CString::new(format!("{interface}.sock")).unwrap()
 }
 
 /// The answers are the kernel's, which says nothing of a peer that is ignored; log and status do.
