@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Daemon, Error, Lab, Namespace, Result};
+use crate::{Daemon, Error, Lab, Namespace, Refusal, Result, refusal};
 
 /// How long a device may take until its UAPI socket answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -67,6 +67,8 @@ pub struct GatewayOptions {
     pub peers: Vec<Peer>,
     /// Lines for millrace's TOML file; other implementations ignore them.
     pub toml: String,
+    /// System calls that fail in the device's process.
+    pub refusals: Vec<Refusal>,
     /// Whether the log holds more than errors. Off for measurements.
     pub verbose: bool,
 }
@@ -83,6 +85,7 @@ impl Default for GatewayOptions {
             roams: false,
             peers: Vec::new(),
             toml: String::new(),
+            refusals: Vec::new(),
             verbose: true,
         }
     }
@@ -297,6 +300,7 @@ fn launch(
             command.arg(interface);
         }
     }
+    refusal::apply(&mut command, &options.refusals);
     Daemon::start(directory, interface, command)
 }
 

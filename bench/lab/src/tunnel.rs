@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    Capture, Error, Gateway, GatewayOptions, Implementation, Lab, Marker, Peer, Result, Side, Site,
+    Capture, Error, Gateway, GatewayOptions, Implementation, Lab, Marker, Peer, Refusal, Result,
+    Side, Site,
     capture::CaptureReport,
     keys::{KeyPair, random_key},
     ping::Ping,
@@ -35,6 +36,8 @@ pub struct TunnelOptions {
     pub toml: String,
     /// More such lines, for A alone and for B alone.
     pub side_toml: [String; 2],
+    /// System calls that fail in A's and in B's process.
+    pub refusals: [Vec<Refusal>; 2],
     /// Whether logs hold more than errors.
     pub verbose: bool,
 }
@@ -50,6 +53,7 @@ impl Default for TunnelOptions {
             mtu: 1420,
             toml: String::new(),
             side_toml: [const { String::new() }; 2],
+            refusals: [const { Vec::new() }; 2],
             verbose: true,
         }
     }
@@ -94,6 +98,7 @@ impl Tunnel {
                 roams: options.roams,
                 peers: vec![peer],
                 toml: format!("{}\n{}", options.toml, options.side_toml[i]),
+                refusals: options.refusals[i].clone(),
                 verbose: options.verbose,
             };
             Gateway::start(lab, &near.gateway, options)

@@ -1,5 +1,6 @@
 //! The millrace data plane as a library; `main.rs` is the thin binary.
 
+pub mod by_socket;
 pub mod clock;
 pub mod control;
 pub mod device_uapi;

@@ -19,6 +19,8 @@ use crate::io::udp::{Receiver, UdpOptions, UdpSocket};
 pub struct Offload {
     pub name: &'static str,
     on: AtomicBool,
+    /// It is on, and `reason` says for whom it is not.
+    limited: AtomicBool,
     /// Why it is on or off, for `status`.
     reason: Mutex<String>,
 }
@@ -43,7 +45,12 @@ pub struct Offloads {
 impl Offload {
     fn new(name: &'static str, wanted: bool) -> Self {
         let reason = if wanted { "not tried yet" } else { "switched off in the configuration" };
-        Self { name, on: AtomicBool::new(wanted), reason: Mutex::new(reason.into()) }
+        Self {
+            name,
+            on: AtomicBool::new(wanted),
+            limited: AtomicBool::new(false),
+            reason: Mutex::new(reason.into()),
+        }
     }
 
     pub fn is_on(&self) -> bool {
@@ -63,6 +70,15 @@ impl Offload {
             let why = why.to_string();
             tracing::warn!(offload = self.name, why, "offload given up");
             self.explain(why);
+        }
+    }
+
+    /// Notes, once, that it stays on but is not for all.
+    pub fn limit(&self, what: impl fmt::Display) {
+        if !self.limited.swap(true, Ordering::Relaxed) {
+            let what = what.to_string();
+            tracing::warn!(offload = self.name, what, "offload limited");
+            self.explain(format!("{}; {what}", self.reason()));
         }
     }
 
@@ -102,9 +118,23 @@ impl Offloads {
         }
     }
 
+    /// Turns UDP_GRO on for the sockets of the port: all or none.
+    pub fn receive_runs(&self, sockets: &[&UdpSocket]) {
+        if !self.udp_gro.is_on() {
+            return;
+        }
+        if let Some(error) = sockets.iter().find_map(|socket| socket.set_gro(true).err()) {
+            self.udp_gro.demote(format_args!("the kernel refused UDP_GRO: {error}"));
+            for socket in sockets {
+                // Those that it did not refuse before take it back.
+                let _ = socket.set_gro(false);
+            }
+        }
+    }
+
     /// Tries the two socket offloads over loopback with a real send, and gives up what fails.
     pub fn probe(&self) {
-        match probe_gso() {
+        match probe_gso(self.udp_gro.is_on()) {
             Ok(received) => {
                 self.udp_gso.confirm("a probe over loopback was cut as asked");
                 if received.is_some() {
@@ -165,10 +195,10 @@ fn mangles_equal_segments(release: &str) -> bool {
 
 /// Sends three datagrams in one call to ourselves. The segment length that was received, if the
 /// kernel delivered them as one run.
-fn probe_gso() -> io::Result<Option<usize>> {
+fn probe_gso(gro: bool) -> io::Result<Option<usize>> {
     let refused = |failure: Failure| io::Error::other(failure.seen);
-    let options = UdpOptions { port: 0, fwmark: 0, gro: true };
-    let socket = UdpSocket::bind(options).map_err(refused)?;
+    let socket = UdpSocket::bind(UdpOptions { port: 0, fwmark: 0 }).map_err(refused)?;
+    socket.set_gro(gro)?;
     let loopback: IpAddr = [127, 0, 0, 1].into();
     let remote = SocketAddr::new(loopback, socket.port()?);
     let to = Endpoint { remote, local: Some(loopback), ifindex: 0 };

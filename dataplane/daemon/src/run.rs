@@ -68,11 +68,7 @@ impl Dataplane {
     /// Starts it without key and peers; those come by [`ControlHandle::set`].
     pub fn start(mut options: Options) -> Result<Self, Failure> {
         let offloads = Arc::new(Offloads::new(&options.offload));
-        let udp = UdpOptions {
-            port: options.listen_port,
-            fwmark: options.fwmark,
-            gro: offloads.udp_gro.is_on(),
-        };
+        let udp = UdpOptions { port: options.listen_port, fwmark: options.fwmark };
         // The first socket of the group: it settles the port. It must not share it with a program
         // of the same user, so it is bound alone first.
         let slow_udp = UdpSocket::bind_first(udp)?;
@@ -96,6 +92,8 @@ impl Dataplane {
         };
         let queues = TunQueue::open(&options.interface, options.cores.len())?;
         set_tun_offloads(&queues, &offloads);
+        let all_sockets: Vec<&UdpSocket> = sockets.iter().chain(&slow_udp).collect();
+        offloads.receive_runs(&all_sockets);
         offloads.avoid_defects(&rustix::system::uname().release().to_string_lossy());
         offloads.probe();
 

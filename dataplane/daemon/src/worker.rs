@@ -11,7 +11,7 @@
 //! A full socket buffer stops step 2, and with it the reading of the TUN device: its queue, not
 //! we, decides then what is dropped. The clock is read once a batch.
 
-use std::io::{ErrorKind, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ use millrace_wg::vnet::VnetHdr;
 use millrace_wg::{Drop, DropCounters, Instant, Shared, Tables};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::by_socket::{self, BySocket};
 use crate::clock;
 use crate::io::frame::{self, Datagram};
 use crate::io::icmp::IcmpSender;
@@ -65,6 +66,12 @@ pub struct Context {
     pub icmp: Arc<IcmpSender>,
     /// Readable when the worker must end.
     pub stop: Arc<OwnedFd>,
+}
+
+impl Context {
+    fn by_socket<'w>(&'w self, socket: &'w UdpSocket) -> BySocket<'w> {
+        BySocket { socket, gso: &self.offloads.udp_gso, drops: &self.drops }
+    }
 }
 
 /// Why a worker ended.
@@ -198,7 +205,7 @@ impl Worker {
         if self.lane.as_ref().is_some_and(Lane::is_posted) {
             self.empty_rings();
             let Self { context, udp, lane: Some(lane), .. } = self else { return false };
-            lane.pick_up(|frame| resend(context, udp, frame));
+            lane.pick_up(|frame| context.by_socket(udp).resend(frame));
         }
         self.receive_batches()
     }
@@ -256,7 +263,7 @@ impl Worker {
     /// Step 2. True if there was anything to do, and it could be done.
     fn transmit(&mut self) -> bool {
         let Self { context, udp, tun, outbound, lane, .. } = self;
-        let mut out = Out { context, udp, lane: lane.as_mut() };
+        let mut out = Out { context, socket: context.by_socket(udp), lane: lane.as_mut() };
         if !outbound.go_on(&mut out) {
             return false;
         }
@@ -309,7 +316,8 @@ impl Worker {
         if lane_broken {
             self.empty_rings();
             let Self { context, udp, lane, .. } = self;
-            lane.iter_mut().for_each(|lane| lane.give_up(|frame| resend(context, udp, frame)));
+            lane.iter_mut()
+                .for_each(|lane| lane.give_up(|frame| context.by_socket(udp).resend(frame)));
         }
         if tun_gone {
             return Some(End::TunGone);
@@ -518,7 +526,7 @@ impl Outbound {
 /// Ways out for sealed packets.
 struct Out<'w> {
     context: &'w Context,
-    udp: &'w UdpSocket,
+    socket: BySocket<'w>,
     lane: Option<&'w mut Lane>,
 }
 
@@ -532,7 +540,10 @@ impl Out<'_> {
                 lane::Sent::Elsewhere => {}
             }
         }
-        send(self.context, self.udp, transmit, offset)
+        match self.socket.send(transmit, offset) {
+            by_socket::Sent::All => Sent::All,
+            by_socket::Sent::Blocked(bytes) => Sent::Blocked(bytes),
+        }
     }
 
     fn flush_ring(&mut self, now: Instant) {
@@ -540,52 +551,4 @@ impl Out<'_> {
             lane.flush(now);
         }
     }
-}
-
-/// Sends a frame that a device never completed by socket.
-fn resend(context: &Context, udp: &UdpSocket, frame: &mut [u8]) {
-    let sent = frame::reread(frame).is_some_and(|(endpoint, tos, payload)| {
-        let len = payload.len();
-        udp.send(&endpoint, tos, payload, len).is_ok()
-    });
-    if !sent {
-        context.drops.add(Drop::TxSocketError, 1);
-    }
-}
-
-/// Sends `transmit` by socket from byte `offset` on, in as few calls as the offloads in use allow.
-fn send(context: &Context, udp: &UdpSocket, transmit: &Transmit<'_>, mut offset: usize) -> Sent {
-    let gso = &context.offloads.udp_gso;
-    let mut endpoint = transmit.endpoint;
-    while offset < transmit.bytes.len() {
-        let rest = &transmit.bytes[offset..];
-        let len = if gso.is_on() { rest.len() } else { rest.len().min(transmit.segment_len) };
-        match udp.send(&endpoint, transmit.ecn, &rest[..len], transmit.segment_len) {
-            Ok(()) => offset += len,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Sent::Blocked(offset),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Our address of that packet is gone: let the kernel choose one, as for a new peer.
-            Err(error) if endpoint.local.is_some() && udp::blames_source(&error) => {
-                (endpoint.local, endpoint.ifindex) = (None, 0);
-                // Only if the peer has not moved meanwhile.
-                if transmit.peer.endpoint.load().as_deref() == Some(&transmit.endpoint) {
-                    transmit.peer.roam(endpoint);
-                }
-            }
-            Err(error) if len > transmit.segment_len && is_gso_refusal(&error) => {
-                gso.demote(format_args!("the kernel refused a UDP_SEGMENT send: {error}"));
-            }
-            Err(_) => {
-                let packets = len.div_ceil(transmit.segment_len) as u64;
-                context.drops.add(Drop::TxSocketError, packets);
-                offset += len;
-            }
-        }
-    }
-    Sent::All
-}
-
-/// EIO: a device without checksum offload; the others: a form that this kernel does not take.
-fn is_gso_refusal(error: &std::io::Error) -> bool {
-    is_refusal(error) || error.raw_os_error() == Some(libc::EIO)
 }

@@ -232,15 +232,7 @@ fn traffic_goes_on_by_socket_when_the_program_is_detached() {
     wait_for_receive(&world.tunnel.a, "xdp-copy");
     world.connect();
     let gateway = &world.site.a.gateway;
-    // Of all links on this machine, that of the program on this interface.
-    let shown = gateway.exec("ip -d link show dev wan").unwrap();
-    let program = shown.split("prog/xdp id ").nth(1).unwrap().split(' ').next().unwrap();
-    let links = gateway.exec("bpftool link show").unwrap();
-    let ours =
-        |line: &&str| line.contains(": xdp") && line.trim().ends_with(&format!("prog {program}"));
-    let line = links.lines().find(ours).unwrap_or_else(|| panic!("no {program} in {links}"));
-    let number = line.split(':').next().unwrap();
-    gateway.exec(&format!("bpftool link detach id {number}")).unwrap();
+    common::detach_xdp(gateway);
     assert!(!has_xdp(gateway));
     world.ping(&world.site.a, &world.site.b, 3);
     // The next look notices, and takes the device again.

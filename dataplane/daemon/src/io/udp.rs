@@ -40,7 +40,6 @@ pub struct UdpOptions {
     /// 0 lets the kernel choose.
     pub port: u16,
     pub fwmark: u32,
-    pub gro: bool,
 }
 
 impl UdpSocket {
@@ -82,7 +81,7 @@ impl UdpSocket {
             }
         };
         let udp = Self { socket, v6 };
-        udp.configure(options).map_err(|e| Failure::from_io(&doing("setting up a socket"), &e))?;
+        udp.configure().map_err(|e| Failure::from_io(&doing("setting up a socket"), &e))?;
         udp.set_mark(options.fwmark).map_err(|e| Failure::from_io(&doing("setting fwmark"), &e))?;
         match udp.bind_to(v6, options.port) {
             // A kernel that makes IPv6 sockets but has no IPv6 address, not even "any".
@@ -90,7 +89,7 @@ impl UdpSocket {
                 let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))
                     .map_err(|e| Failure::from_io(&doing("making a socket"), &e))?;
                 let udp = Self { socket, v6: false };
-                udp.configure(options)
+                udp.configure()
                     .and_then(|()| udp.set_mark(options.fwmark))
                     .and_then(|()| udp.bind_to(false, options.port))
                     .map_err(|e| Failure::from_io(&doing("binding"), &e))?;
@@ -107,7 +106,7 @@ impl UdpSocket {
         self.socket.bind(&SockAddr::from(SocketAddr::new(any, port)))
     }
 
-    fn configure(&self, options: UdpOptions) -> io::Result<()> {
+    fn configure(&self) -> io::Result<()> {
         self.socket.set_nonblocking(true)?;
         self.socket.set_reuse_port(true)?;
         if self.v6 {
@@ -121,7 +120,6 @@ impl UdpSocket {
         }
         self.set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
-        self.set_gro(options.gro)?;
         // The forced forms need CAP_NET_ADMIN and pass the system's limit; the plain ones do not.
         let len = SOCKET_BUFFER_LEN as libc::c_int;
         if self.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, len).is_err() {
@@ -133,6 +131,7 @@ impl UdpSocket {
         Ok(())
     }
 
+    /// Receives runs of datagrams, or one at a time.
     pub fn set_gro(&self, on: bool) -> io::Result<()> {
         self.set(libc::SOL_UDP, libc::UDP_GRO, on.into())
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use millrace_lab::{
-    Gateway, Implementation, Lab, Side, Site, SiteOptions, Tunnel, TunnelOptions,
+    Gateway, Implementation, Lab, Namespace, Side, Site, SiteOptions, Tunnel, TunnelOptions,
     ping::Ping,
     probe::{Echo, every_length},
     tunnel::{Watch, connect},
@@ -142,4 +142,17 @@ fn try_ask(interface: &str, request: &str) -> io::Result<String> {
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// Detaches the XDP program of a gateway's outside interface, as an administrator could.
+pub fn detach_xdp(gateway: &Namespace) {
+    // Of all links on this machine, that of the program on this interface.
+    let shown = gateway.exec("ip -d link show dev wan").unwrap();
+    let program = shown.split("prog/xdp id ").nth(1).unwrap().split(' ').next().unwrap();
+    let links = gateway.exec("bpftool link show").unwrap();
+    let ours =
+        |line: &&str| line.contains(": xdp") && line.trim().ends_with(&format!("prog {program}"));
+    let line = links.lines().find(ours).unwrap_or_else(|| panic!("no {program} in {links}"));
+    let number = line.split(':').next().unwrap();
+    gateway.exec(&format!("bpftool link detach id {number}")).unwrap();
 }
