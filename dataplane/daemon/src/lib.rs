@@ -19,4 +19,5 @@ pub mod slow;
 pub mod state;
 pub mod steering;
 pub mod uapi_server;
+pub mod watchdog;
 pub mod worker;

@@ -33,6 +33,7 @@ use crate::queue::SlowQueue;
 use crate::slow::Slow;
 use crate::state::TimestampFile;
 use crate::steering::Steering;
+use crate::watchdog::Pulse;
 use crate::worker::{Context, End, Worker};
 
 /// Receiving sessions that the tables hold: with `SESSIONS_PER_PEER` for each, 16,384 peers.
@@ -54,12 +55,16 @@ pub struct Options {
     /// Lines for `status` about what the configuration asked for and did not get.
     pub notes: Vec<String>,
     pub plane: millrace_config::config::Dataplane,
+    /// Somebody wants to know whether all threads live.
+    pub watchdog: bool,
 }
 
 /// A running data plane.
 pub struct Dataplane {
     pub control: ControlHandle,
     pub listen_port: u16,
+    /// One for each thread that packets need; none without [`Options::watchdog`].
+    pub pulses: Vec<Arc<Pulse>>,
     slow: JoinHandle<Result<(), Failure>>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -127,6 +132,13 @@ impl Dataplane {
             Err(reason) => (Err(reason), Vec::new()),
         };
         lanes.reverse();
+        let mut pulses = Vec::new();
+        let mut new_pulse = |name: String| {
+            let pulse = options.watchdog.then(|| Pulse::new(name)).transpose();
+            let pulse = pulse.map_err(|e| Failure::from_io("making an eventfd", &e))?;
+            pulses.extend(pulse.clone());
+            Ok::<_, Failure>(pulse)
+        };
         let mut workers = Vec::new();
         for (number, (tun, &core)) in queues.into_iter().zip(&options.cores).enumerate() {
             let context = Context {
@@ -136,6 +148,7 @@ impl Dataplane {
                 drops: Arc::clone(&drops[number]),
                 icmp: Arc::clone(&icmp),
                 stop: Arc::clone(&stop),
+                pulse: new_pulse(format!("worker-{number}"))?,
             };
             let worker = Worker::new(context, Arc::clone(&sockets[number]), tun, lanes.pop());
             workers.push(spawn_worker(worker, number, core)?);
@@ -170,6 +183,7 @@ impl Dataplane {
             receiver: Receiver::new(),
             suspend,
             refused: RefusedPeers::default(),
+            pulse: new_pulse("slow".into())?,
         };
         let slow = thread::Builder::new()
             .name("slow".into())
@@ -180,7 +194,7 @@ impl Dataplane {
                 end
             })
             .map_err(|e| Failure::from_io("starting a thread", &e))?;
-        Ok(Self { control, listen_port: port, slow, workers })
+        Ok(Self { control, listen_port: port, pulses, slow, workers })
     }
 
     /// Whether the slow thread still runs; if not, [`Self::join`] says why.

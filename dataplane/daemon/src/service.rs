@@ -11,7 +11,7 @@ use millrace_config::config::{Routes, Workers};
 use millrace_config::uapi::{Errno, SetRequest};
 use millrace_config::{Config, Exit};
 use millrace_wg::limits::MTU_DEFAULT;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sd_notify::NotifyState;
 
 use crate::control::{About, ControlHandle, Refusal};
@@ -22,6 +22,7 @@ use crate::run::{Dataplane, Options};
 use crate::settings::{Settings, Unresolved};
 use crate::signals::{Asked, Signals};
 use crate::uapi_server::UapiSocket;
+use crate::watchdog::Watchdog;
 
 /// Pid files, for `millrace down`.
 const RUN_DIRECTORY: &str = "/run/millrace";
@@ -37,7 +38,8 @@ pub fn run(settings: Settings) -> Result<(), Failure> {
     let signals = Signals::catch().map_err(failed)?;
     let name = settings.config.interface.name.clone();
     let dataplane = Dataplane::start(options(&settings.config)?)?;
-    let end = Service::start(settings, dataplane.control.clone(), signals)
+    let watchdog = watchdog_limit().map(|limit| Watchdog::new(limit, dataplane.pulses.clone()));
+    let end = Service::start(settings, dataplane.control.clone(), signals, watchdog)
         .and_then(|service| service.serve(dataplane.listen_port));
     notify(&[NotifyState::Stopping]);
     // It may have stopped by itself, and then says why below.
@@ -56,6 +58,7 @@ struct Service {
     links: Monitor,
     /// The operator has not set the interface down.
     is_up: bool,
+    watchdog: Option<Watchdog>,
 }
 
 impl Service {
@@ -64,6 +67,7 @@ impl Service {
         settings: Settings,
         control: ControlHandle,
         signals: Signals,
+        watchdog: Option<Watchdog>,
     ) -> Result<Self, Failure> {
         let failed = |e: io::Error| Failure::from_io("asking for news of interfaces", &e);
         let links = Monitor::new().map_err(failed)?;
@@ -71,7 +75,8 @@ impl Service {
         let mut interface = Interface::open(&config.interface.name)?;
         interface.silence()?;
         interface.set_up(config.interface.mtu.unwrap_or(MTU_DEFAULT))?;
-        let mut service = Self { settings, control, signals, interface, links, is_up: true };
+        let mut service =
+            Self { settings, control, signals, interface, links, is_up: true, watchdog };
         let config = service.settings.config.clone();
         service.put_addresses(&config)?;
         // What came so far was our own doing, or was undone by it.
@@ -97,8 +102,15 @@ impl Service {
                 PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.links.as_fd(), PollFlags::IN),
             ];
-            // Interrupted is as good as woken: both are looked at.
-            let _ = poll(&mut fds, None);
+            let timeout = self.watchdog.as_ref().map(|watchdog| {
+                let left = watchdog.left();
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+            });
+            // Interrupted is as good as woken: everything is looked at.
+            let _ = poll(&mut fds, timeout.as_ref());
+            if self.watchdog.as_mut().is_some_and(Watchdog::beat) {
+                notify(&[NotifyState::Watchdog]);
+            }
             self.follow_interface();
             match self.signals.take() {
                 Some(Asked::Stop) => return Ok(()),
@@ -134,7 +146,10 @@ impl Service {
     }
 
     fn reload_and_tell(&mut self) -> Result<(), Failure> {
-        notify(&[NotifyState::Reloading]);
+        let mut states = vec![NotifyState::Reloading];
+        // Type=notify-reload waits for the READY=1 that comes after this moment.
+        states.extend(NotifyState::monotonic_usec_now());
+        notify(&states);
         match self.reload() {
             Ok(()) => tracing::info!("reloaded"),
             Err(failure) => {
@@ -231,6 +246,7 @@ fn options(config: &Config) -> Result<Options, Failure> {
         timestamps: Some(directory.join(format!("{}.timestamp", interface.name))),
         notes: config.notes.clone(),
         plane: config.dataplane.clone(),
+        watchdog: watchdog_limit().is_some(),
     })
 }
 
@@ -294,6 +310,12 @@ impl Drop for PidFile {
         // Best effort: `millrace down` also checks whose pid it is.
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// How long systemd waits for a sign of life, if it does.
+fn watchdog_limit() -> Option<Duration> {
+    let mut limit_us = 0;
+    sd_notify::watchdog_enabled(false, &mut limit_us).then(|| Duration::from_micros(limit_us))
 }
 
 /// Tells systemd, if it started us.

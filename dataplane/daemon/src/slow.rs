@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::{io, iter};
 
+use arrayvec::ArrayVec;
 use millrace_config::Exit;
 use millrace_config::uapi::{Errno, SetRequest};
 use millrace_wg::device::{Device, Output};
@@ -24,6 +25,7 @@ use crate::io::udp::{self, Receiver, UdpSocket};
 use crate::queue::SlowQueue;
 use crate::state::TimestampFile;
 use crate::steering::Steering;
+use crate::watchdog::Pulse;
 
 /// Handshake messages taken from the socket before timers and commands get their turn.
 const TURN_MESSAGES: usize = 32;
@@ -48,6 +50,8 @@ pub struct Slow {
     pub receiver: Receiver,
     pub suspend: SuspendWatch,
     pub refused: RefusedPeers,
+    /// Where a watchdog is asked for.
+    pub pulse: Option<Arc<Pulse>>,
 }
 
 impl Slow {
@@ -91,18 +95,22 @@ impl Slow {
             let left = deadline.since(clock::now());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
-        let mut fds = [
-            PollFd::from_borrowed_fd(
-                self.udp.as_fd(),
-                if self.receives { PollFlags::IN } else { PollFlags::empty() },
-            ),
+        let receive = if self.receives { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds: ArrayVec<PollFd<'_>, 5> = ArrayVec::from_iter([
+            PollFd::from_borrowed_fd(self.suspend.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.udp.as_fd(), receive),
             PollFd::from_borrowed_fd(self.queue.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.suspend.as_fd(), PollFlags::IN),
-        ];
+        ]);
+        let pulse = self.pulse.as_deref();
+        fds.extend(pulse.map(|pulse| PollFd::from_borrowed_fd(pulse.as_fd(), PollFlags::IN)));
         // Interrupted is as good as woken: the turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
-        !fds[3].revents().is_empty()
+        if let (Some(pulse), true) = (pulse, fds.last().is_some_and(|fd| !fd.revents().is_empty()))
+        {
+            pulse.answer();
+        }
+        !fds[0].revents().is_empty()
     }
 
     /// Handshakes from our own socket.

@@ -38,6 +38,7 @@ use crate::io::udp::{self, Receiver, UdpSocket};
 use crate::io::xsk;
 use crate::offload::Offloads;
 use crate::queue::{Handshake, SlowQueue};
+use crate::watchdog::Pulse;
 
 /// Turns without rest after which a worker looks at its descriptors all the same.
 const TURNS_UNSEEN: u32 = 64;
@@ -49,8 +50,8 @@ const TURN_FLUSHES: usize = 4;
 /// Slices of one TUN write: the vnet header, the packet's headers, one payload a packet.
 const SLICES_MAX: usize = COALESCED_MAX + 2;
 
-/// Descriptors that one wait looks at: socket, TUN, stop, mailbox, AF_XDP sockets.
-const POLL_MAX: usize = 4 + 64;
+/// Descriptors that one wait looks at: socket, TUN, stop, mailbox, AF_XDP sockets, pulse.
+const POLL_MAX: usize = 4 + 64 + 1;
 /// A full transmit ring drains in less than this.
 const RING_FULL_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
 /// How often a worker that has nothing else to do looks whether its frames were sent.
@@ -66,6 +67,8 @@ pub struct Context {
     pub icmp: Arc<IcmpSender>,
     /// Readable when the worker must end.
     pub stop: Arc<OwnedFd>,
+    /// Where a watchdog is asked for.
+    pub pulse: Option<Arc<Pulse>>,
 }
 
 impl Context {
@@ -300,15 +303,21 @@ impl Worker {
         fds.push(PollFd::from_borrowed_fd(self.context.stop.as_fd(), PollFlags::IN));
         if let Some(lane) = &self.lane {
             fds.push(PollFd::from_borrowed_fd(lane.mailbox_fd(), PollFlags::IN));
-            let sockets = lane.sockets().take(POLL_MAX - fds.len());
+            let sockets = lane.sockets().take(POLL_MAX - 1 - fds.len());
             fds.extend(sockets.map(|xsk| PollFd::from_borrowed_fd(xsk.as_fd(), PollFlags::IN)));
         }
+        let pulse = self.context.pulse.as_deref();
+        fds.extend(pulse.map(|pulse| PollFd::from_borrowed_fd(pulse.as_fd(), PollFlags::IN)));
         // Interrupted is as good as woken: the next turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
         let is_broken = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP);
         let writable = fds[0].revents().contains(PollFlags::OUT);
         let (tun_gone, stopped) = (is_broken(&fds[1]), !fds[2].revents().is_empty());
         let lane_broken = fds.iter().skip(4).any(is_broken);
+        let asked = fds.last().is_some_and(|fd| !fd.revents().is_empty());
+        if let (true, Some(pulse)) = (asked, pulse) {
+            pulse.answer();
+        }
         drop(fds);
         if writable {
             self.outbound.blocked = false;

@@ -9,13 +9,15 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{World, drop_count};
 use millrace_lab::{
-    Gateway, GatewayOptions, Implementation, Lab, TunnelOptions, keys::random_key, ping::Ping,
-    wait_for,
+    Daemon, Gateway, GatewayOptions, Implementation, Lab, TunnelOptions, keys::random_key,
+    ping::Ping, wait_for,
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -254,6 +256,99 @@ fn an_interface_set_down_is_silent_and_works_again_once_it_is_up() {
     wait_for("a new handshake", Duration::from_secs(10), anew).unwrap();
     wait_for("its routes", LIMIT, || (routes() == routes_before).then_some(())).unwrap();
     world.finish();
+}
+
+/// As systemd would: its socket, its variables, and a thread that hangs.
+#[test]
+fn systemd_is_told_of_reloads_and_of_threads_that_hang() {
+    const LIMIT_US: u64 = 2_000_000;
+    let lab = Lab::new().unwrap();
+    let namespace = lab.namespace("systemd").unwrap();
+    let (name, path) = (lab.interface_name(), lab.directory().join("notify"));
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let hear = || {
+        let mut bytes = [0; 4096];
+        let len = socket.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let (file, key) = (lab.directory().join("unit.toml"), lab.directory().join("key"));
+    fs::write(&key, random_key().unwrap()).unwrap();
+    let toml = "schema = 1\n[interface]\nname = \"NAME\"\nprivate_key_file = \"KEY\"\n";
+    let toml = toml.replace("NAME", &name).replace("KEY", &key.display().to_string());
+    fs::write(&file, toml).unwrap();
+    let mut command = namespace.command("/bin/sh");
+    let script = "WATCHDOG_PID=$$ exec \"$0\" --config \"$1\"";
+    command.args(["-c", script]).arg(Implementation::Millrace.program().unwrap()).arg(&file);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", LIMIT_US.to_string());
+    let mut daemon = Daemon::start(lab.directory(), &name, command).unwrap();
+    let ready = hear();
+    assert!(ready.starts_with("READY=1\n") && ready.contains("STATUS=0 peers"), "{ready}");
+
+    let start = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(hear(), "WATCHDOG=1\n");
+    }
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(1200) && took < Duration::from_secs(6), "{took:?}");
+
+    let monotonic_us = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        time.tv_sec * 1_000_000 + time.tv_nsec / 1000
+    };
+    let before = monotonic_us();
+    daemon.signal(libc::SIGHUP);
+    let heard = || std::iter::repeat_with(hear).find(|text| text != "WATCHDOG=1\n").unwrap();
+    let reloading = heard();
+    let stamp = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+    let stamp: i64 = stamp.trim().parse().unwrap();
+    assert!((before..=monotonic_us()).contains(&stamp), "{before} {stamp}");
+    assert_eq!(heard(), "READY=1\n");
+
+    for thread in ["slow", "worker-0"] {
+        let hung = HungThread::stop(daemon.pid(), thread);
+        daemon.wait_for_log(&format!("the thread {thread} does not"), LIMIT).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        while socket.recv(&mut [0; 4096]).is_ok() {}
+        std::thread::sleep(Duration::from_micros(LIMIT_US));
+        let said = socket.recv(&mut [0; 4096]).map_err(|error| error.kind());
+        assert_eq!(said, Err(ErrorKind::WouldBlock), "{thread} hangs");
+        socket.set_nonblocking(false).unwrap();
+        drop(hung);
+        assert_eq!(hear(), "WATCHDOG=1\n", "{thread} goes on");
+    }
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(heard(), "STOPPING=1\n");
+}
+
+/// One thread of a process, stopped as by a debugger while the others run.
+struct HungThread(libc::pid_t);
+
+impl HungThread {
+    fn stop(pid: u32, name: &str) -> Self {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let found = tasks.map(|task| task.unwrap().path()).find(|task| {
+            fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name)
+        });
+        let task = found.unwrap();
+        let thread: libc::pid_t = task.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        // SAFETY: the request takes no pointers, and the thread belongs to our own child.
+        let done = unsafe { libc::ptrace(libc::PTRACE_ATTACH, thread, 0, 0) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        let stopped = || {
+            let status = fs::read_to_string(task.join("status")).unwrap();
+            status.lines().any(|line| line.starts_with("State:\tt")).then_some(())
+        };
+        wait_for("the thread to stop", LIMIT, stopped).unwrap();
+        Self(thread)
+    }
+}
+
+impl Drop for HungThread {
+    fn drop(&mut self) {
+        // SAFETY: as above; the thread was attached by this one.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, 0, 0) };
+    }
 }
 
 #[test]
