@@ -200,11 +200,13 @@ impl Device {
         if let Some(preshared) = change.preshared_key {
             peer.preshared = preshared;
         }
+        let mut is_found = false;
         if let Some(endpoint) = change.endpoint {
             let current = peer.shared.endpoint.load().as_deref().copied();
             // The same remote again must not forget the source that it is reached from.
             if current.map(|current| current.remote) != Some(endpoint.remote) {
                 peer.shared.roam(endpoint);
+                is_found = current.is_none();
             }
         }
         let before = peer.keepalive;
@@ -212,8 +214,11 @@ impl Device {
             peer.keepalive = (!interval.is_zero()).then_some(interval);
             peer.keepalive_from = Some(clock.now);
         }
-        if peer.keepalive.is_some() && before.is_none() {
+        let waits = !peer.staged.is_empty();
+        if peer.keepalive.is_some() && (before.is_none() || is_found) {
             self.send_keepalive(clock, slot);
+        } else if waits && is_found {
+            self.start_handshake(clock, slot, false);
         }
         self.reschedule(clock.now, slot);
         Ok(())

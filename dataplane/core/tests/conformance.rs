@@ -392,6 +392,19 @@ fn row_12_a_persistent_keepalive_connects_by_itself_and_never_gives_up() {
 }
 
 #[test]
+fn an_endpoint_that_is_found_late_is_called_at_once() {
+    let mut world = World::pair(43);
+    let keepalive = PeerChange { keepalive: Some(secs(25)), ..PeerChange::default() };
+    world.change_peer(B, A, keepalive);
+    world.run_for(secs(1));
+    assert!(world.eve.is_empty(), "whom should it call?");
+    let found = Some(common::endpoint(world.nodes[A].address));
+    world.change_peer(B, A, PeerChange { endpoint: found, ..PeerChange::default() });
+    world.run_for(millis(100));
+    world.assert_connected();
+}
+
+#[test]
 fn row_13_keys_are_wiped_540_s_after_the_last_session() {
     let mut world = World::connected(19);
     let keys: Vec<Weak<TxSession>> =

@@ -7,6 +7,7 @@ pub mod device_uapi;
 pub mod facts;
 pub mod failure;
 pub mod io;
+pub mod look_up;
 pub mod netlink;
 pub mod offload;
 pub mod privileges;

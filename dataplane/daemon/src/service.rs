@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use millrace_config::config::{Routes, Workers};
@@ -17,9 +16,10 @@ use sd_notify::NotifyState;
 use crate::control::{About, ControlHandle, Refusal};
 use crate::failure::Failure;
 use crate::io::netlink::Monitor;
+use crate::look_up::LookUps;
 use crate::netlink::Interface;
 use crate::run::{Dataplane, Options};
-use crate::settings::{Settings, Unresolved};
+use crate::settings::Settings;
 use crate::signals::{Asked, Signals};
 use crate::uapi_server::UapiSocket;
 use crate::watchdog::Watchdog;
@@ -28,8 +28,6 @@ use crate::watchdog::Watchdog;
 const RUN_DIRECTORY: &str = "/run/millrace";
 /// What must survive a reboot.
 const STATE_DIRECTORY: &str = "/var/lib/millrace";
-/// Between two look-ups of a name that fails.
-const LOOK_UP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs until SIGTERM or SIGINT, or until something fails that the data plane needs.
 pub fn run(settings: Settings) -> Result<(), Failure> {
@@ -59,6 +57,7 @@ struct Service {
     /// The operator has not set the interface down.
     is_up: bool,
     watchdog: Option<Watchdog>,
+    look_ups: LookUps,
 }
 
 impl Service {
@@ -75,16 +74,16 @@ impl Service {
         let mut interface = Interface::open(&config.interface.name)?;
         interface.silence()?;
         interface.set_up(config.interface.mtu.unwrap_or(MTU_DEFAULT))?;
+        let look_ups = LookUps::new(control.clone());
         let mut service =
-            Self { settings, control, signals, interface, links, is_up: true, watchdog };
+            Self { settings, control, signals, interface, links, is_up: true, watchdog, look_ups };
         let config = service.settings.config.clone();
         service.put_addresses(&config)?;
         // What came so far was our own doing, or was undone by it.
         service.links.take_states(service.interface.index()).map_err(failed)?;
-        let (change, unresolved) = service.settings.to_change();
-        service.set(change)?;
+        service.set(service.settings.to_change())?;
         service.tell_about(None)?;
-        look_up_later(&service.control, unresolved);
+        service.look_ups.want(service.settings.named_endpoints());
         Ok(service)
     }
 
@@ -170,12 +169,12 @@ impl Service {
         }
         let old = self.settings.config.clone();
         let config = new.config.keeping_restart_keys(&old);
-        let (change, unresolved) = new.to_change();
-        let changed = self.change_interface(&config, &old).and_then(|()| self.set(change));
+        let changed = self.change_interface(&config, &old);
+        let changed = changed.and_then(|()| self.set(new.to_change()));
         if let Err(failure) = changed {
             // Half of it may be done: back to what was. If that fails too, the first reason counts.
             let back = self.change_interface(&old, &config);
-            let _ = back.and_then(|()| self.set(self.settings.to_change().0));
+            let _ = back.and_then(|()| self.set(self.settings.to_change()));
             return Err(failure);
         }
         let mtu = config.interface.mtu.unwrap_or(MTU_DEFAULT);
@@ -183,7 +182,7 @@ impl Service {
         new.config = config;
         self.settings = new;
         self.tell_about(None)?;
-        look_up_later(&self.control, unresolved);
+        self.look_ups.want(self.settings.named_endpoints());
         Ok(())
     }
 
@@ -269,27 +268,6 @@ fn refused(refusal: &Refusal) -> Failure {
     }
     let cure = "the configuration asks for more than this device can do: change it";
     Failure::new(Exit::Error, refusal.why.clone(), cure)
-}
-
-/// Goes on looking names up until each was found once.
-fn look_up_later(control: &ControlHandle, mut unresolved: Vec<Unresolved>) {
-    if unresolved.is_empty() {
-        return;
-    }
-    let control = control.clone();
-    let spawned = thread::Builder::new().name("look-up".into()).spawn(move || {
-        while !unresolved.is_empty() {
-            thread::sleep(LOOK_UP_INTERVAL);
-            unresolved.retain(|name| match name.retry() {
-                // Fails only when the data plane is stopping.
-                Some(change) => control.set(change).is_err(),
-                None => true,
-            });
-        }
-    });
-    if let Err(error) = spawned {
-        tracing::error!(%error, "endpoint names are not looked up again");
-    }
 }
 
 /// /run/millrace/NAME.pid; removed when dropped.

@@ -1,8 +1,8 @@
-//! A configuration file with everything that it names: key files read, host names looked up.
+//! A configuration file with the key files that it names.
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use millrace_config::config::{EndpointName, KeySource, Peer};
@@ -11,6 +11,7 @@ use millrace_config::{Config, Exit, PublicKey, SecretKey};
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
+use crate::look_up::NamedEndpoint;
 
 /// What a file says, ready to be applied.
 pub struct Settings {
@@ -20,14 +21,6 @@ pub struct Settings {
     private_key: Option<SecretKey>,
     /// In the order of the peers.
     preshared_keys: Vec<Option<SecretKey>>,
-}
-
-/// A peer whose endpoint is a name that could not be looked up.
-#[derive(Clone, Debug)]
-pub struct Unresolved {
-    pub peer: PublicKey,
-    pub host: String,
-    pub port: u16,
 }
 
 impl Settings {
@@ -87,40 +80,34 @@ impl Settings {
         Self::read(&self.path, self.interface.as_deref())
     }
 
-    /// The change that makes a device what the file says, and the names that could not be looked
-    /// up. Applied to a device that is so already, it changes nothing.
-    pub fn to_change(&self) -> (SetRequest, Vec<Unresolved>) {
-        let mut unresolved = Vec::new();
+    /// The change that makes a device what the file says, but for endpoints that are names: those
+    /// are to be looked up. Applied to a device that is so already, it changes nothing.
+    pub fn to_change(&self) -> SetRequest {
         let peers = self.config.peers.iter().zip(&self.preshared_keys).map(|(peer, preshared)| {
             let endpoint = match &peer.endpoint {
-                None => None,
                 Some(EndpointName::Address(address)) => Some(*address),
-                Some(EndpointName::Name(host, port)) => look_up(host, *port).or_else(|| {
-                    let (host, port) = (host.clone(), *port);
-                    unresolved.push(Unresolved { peer: peer.public_key, host, port });
-                    None
-                }),
+                Some(EndpointName::Name(..)) | None => None,
             };
             peer_change(peer, preshared.clone(), endpoint)
         });
-        let change = SetRequest {
+        SetRequest {
             private_key: Some(self.private_key.clone()),
             listen_port: None,
             fwmark: Some(self.config.interface.fwmark),
             replace_peers: true,
             peers: peers.collect(),
-        };
-        (change, unresolved)
+        }
     }
-}
 
-impl Unresolved {
-    /// Tries again; the change that gives the peer its endpoint.
-    pub fn retry(&self) -> Option<SetRequest> {
-        let mut peer = PeerChange::new(self.peer);
-        peer.update_only = true;
-        peer.endpoint = Some(look_up(&self.host, self.port)?);
-        Some(SetRequest { peers: vec![peer], ..SetRequest::default() })
+    /// The endpoints that are names.
+    pub fn named_endpoints(&self) -> Vec<NamedEndpoint> {
+        let named = |peer: &Peer| match &peer.endpoint {
+            Some(EndpointName::Name(host, port)) => {
+                Some(NamedEndpoint { peer: peer.public_key, host: host.clone(), port: *port })
+            }
+            _ => None,
+        };
+        self.config.peers.iter().filter_map(named).collect()
     }
 }
 
@@ -154,15 +141,4 @@ fn read_key(source: &KeySource) -> Result<SecretKey, Failure> {
         let cure = "a key file holds one line of 44 characters, as `millrace genkey` prints it";
         failed(format!("the key file {}: {error}", path.display()), cure)
     })
-}
-
-/// The first address of a host; a failure is logged, and the peer waits without an endpoint.
-fn look_up(host: &str, port: u16) -> Option<SocketAddr> {
-    match (host, port).to_socket_addrs() {
-        Ok(mut addresses) => addresses.next(),
-        Err(error) => {
-            tracing::warn!(host, %error, "an endpoint's name could not be looked up");
-            None
-        }
-    }
 }

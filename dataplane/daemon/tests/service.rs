@@ -10,8 +10,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
+use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{World, drop_count};
@@ -256,6 +258,88 @@ fn an_interface_set_down_is_silent_and_works_again_once_it_is_up() {
     wait_for("a new handshake", Duration::from_secs(10), anew).unwrap();
     wait_for("its routes", LIMIT, || (routes() == routes_before).then_some(())).unwrap();
     world.finish();
+}
+
+/// A name server that is silent at first, then knows one name of a thousand and one.
+#[test]
+fn names_that_nobody_answers_hold_nothing_up() {
+    let lab = Lab::new().unwrap();
+    let host = lab.namespace("names").unwrap();
+    host.ip(["link set lo up", "addr add 192.0.2.53/32 dev lo"]).unwrap();
+    let server = host.run(|| UdpSocket::bind("192.0.2.53:53").unwrap());
+    let (name, directory) = (lab.interface_name(), lab.directory().to_owned());
+    let (file, key) = (directory.join("names.toml"), directory.join("key"));
+    let resolver = directory.join("resolv.conf");
+    fs::write(&resolver, "nameserver 192.0.2.53\noptions timeout:1 attempts:1\n").unwrap();
+    fs::write(&key, random_key().unwrap()).unwrap();
+    let head = format!(
+        "schema = 1\n[interface]\nname = \"{name}\"\nprivate_key_file = \"{}\"\n",
+        key.display()
+    );
+    let mut toml = head.clone();
+    for number in 0..=1000 {
+        let host = if number == 0 { "late".to_owned() } else { format!("dead-{number}") };
+        let mut key = [9; 32];
+        key[..4].copy_from_slice(&i32::to_le_bytes(number));
+        let key = millrace_config::PublicKey(key);
+        toml += &format!(
+            "[[peer]]\npublic_key = \"{}\"\nendpoint = \"{host}.example.net:51820\"\n",
+            key.to_base64()
+        );
+    }
+    fs::write(&file, toml).unwrap();
+    let mut command = host.command("unshare");
+    let script = "mount --bind \"$1\" /etc/resolv.conf && exec \"$0\" --config \"$2\"";
+    command.args(["--mount", "sh", "-c", script]);
+    command.arg(Implementation::Millrace.program().unwrap()).arg(&resolver).arg(&file);
+    let mut daemon = Daemon::start(&directory, &name, command).unwrap();
+    daemon.wait_for_log("ready", LIMIT).unwrap();
+    let pid = daemon.pid();
+    let threads = || switches(pid).keys().filter(|name| name.starts_with("look-up")).count();
+    assert_eq!(threads(), 4);
+    daemon.wait_for_log("could not be looked up", LIMIT).unwrap();
+    assert_eq!(threads(), 4);
+
+    let (stop, server_ends) = (AtomicBool::new(false), Duration::from_millis(200));
+    server.set_read_timeout(Some(server_ends)).unwrap();
+    let found = || {
+        let state = common::ask(&name, "get=1\n\n");
+        state.contains("endpoint=198.51.100.7:51820\n").then_some(())
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                answer_names(&server);
+            }
+        });
+        let result = wait_for("the name that is found late", Duration::from_secs(20), found);
+        stop.store(true, Ordering::Relaxed);
+        result.unwrap();
+    });
+    assert_eq!(threads(), 4);
+    // No name any more: no thread.
+    fs::write(&file, head).unwrap();
+    daemon.signal(libc::SIGHUP);
+    daemon.wait_for_log("reloaded", LIMIT).unwrap();
+    wait_for("the threads to end", LIMIT, || (threads() == 0).then_some(())).unwrap();
+}
+
+/// Answers one question (RFC 1035, section 4.1): `late.example.net` has one IPv4 address, others do
+/// not exist.
+fn answer_names(server: &UdpSocket) {
+    let mut question = [0; 512];
+    let Ok((len, from)) = server.recv_from(&mut question) else { return };
+    // Header, labels up to the empty one, type, class; what follows (EDNS) is left out.
+    let labels_end = 12 + question[12..len].iter().position(|byte| *byte == 0).unwrap() + 1;
+    let is_known = question[12..len].starts_with(b"\x04late");
+    let wants_v4 = question[labels_end..labels_end + 2] == [0, 1];
+    let mut answer = question[..labels_end + 4].to_vec();
+    let (code, answers) = (if is_known { 0 } else { 3 }, u8::from(is_known && wants_v4));
+    answer[2..12].copy_from_slice(&[0x81, 0x80 | code, 0, 1, 0, answers, 0, 0, 0, 0]);
+    if answers == 1 {
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 198, 51, 100, 7]);
+    }
+    server.send_to(&answer, from).unwrap();
 }
 
 /// As systemd would: its socket, its variables, and a thread that hangs.
