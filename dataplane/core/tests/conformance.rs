@@ -398,7 +398,7 @@ fn an_endpoint_that_is_found_late_is_called_at_once() {
     world.change_peer(B, A, keepalive);
     world.run_for(secs(1));
     assert!(world.eve.is_empty(), "whom should it call?");
-    let found = Some(common::endpoint(world.nodes[A].address));
+    let found = Some(endpoint(world.nodes[A].address));
     world.change_peer(B, A, PeerChange { endpoint: found, ..PeerChange::default() });
     world.run_for(millis(100));
     world.assert_connected();

@@ -459,7 +459,7 @@ fn bad_input_is_one_clear_error_with_its_exit_code() {
         )
     };
     // An occupied port.
-    let socket = namespace.run(|| std::net::UdpSocket::bind("0.0.0.0:51820").unwrap());
+    let socket = namespace.run(|| UdpSocket::bind("0.0.0.0:51820").unwrap());
     let (code, said) = start(head(&name, 51820));
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("51820") && said.contains("ss -ulpn"), "{said}");
