@@ -9,8 +9,9 @@ use millrace_wg::{Drop, DropCounters};
 
 use crate::control::About;
 use crate::io::netlink::Netlink;
+use crate::io::port_status::PortStatus;
 use crate::io::udp::UdpSocket;
-use crate::io::xdp_port::{Port, PortStatus};
+use crate::io::xdp_port::Port;
 use crate::offload::Offloads;
 use crate::steering::Steering;
 
@@ -56,6 +57,9 @@ impl Facts {
         put("xdp_fill_empty", kernel.fill_empty.to_string());
         let by_socket = if self.offloads.udp_gso.is_on() { "gso" } else { "socket" };
         put("transmit", if port.transmit_zero_copy { "xdp-zerocopy" } else { by_socket }.into());
+        if port.is_stalled {
+            put("note", format!("AF_XDP transmit rests: {}", port.transmit_reason));
+        }
         put("transmit_reason", port.transmit_reason);
         put("gso_reason", self.offloads.udp_gso.reason());
         put("inner", "tun".into());

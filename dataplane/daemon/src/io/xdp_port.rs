@@ -22,6 +22,8 @@ use super::ethtool;
 use super::lane::{LaneSocket, Mailbox, drain};
 use super::netlink::{Link, Monitor, Netlink, News, offers_zero_copy};
 use super::nexthop::{self, NextHops};
+use super::port_status::PortStatus;
+use super::sender_rest::SenderRest;
 use super::umem::chunk_len;
 use super::xsk::{self, Fault, Mode, XskError};
 use super::xsk_ledger::{Ledger, Statistics};
@@ -67,34 +69,6 @@ pub fn foreign_program(device: Option<&str>) -> Option<OtherProgram> {
     xdp_owner::program_on(link.ok()??.index)
 }
 
-/// What runs on the device and why, for `status`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PortStatus {
-    pub device: String,
-    /// `xdp-zerocopy`, `xdp-copy` or `socket`.
-    pub receive: &'static str,
-    pub receive_reason: String,
-    /// Whether AF_XDP transmit runs.
-    pub transmit_zero_copy: bool,
-    pub transmit_reason: String,
-    /// Receive queues with a socket.
-    pub queues: u32,
-    /// Frames through AF_XDP since the start: received, sent.
-    pub frames: [u64; 2],
-}
-
-impl PortStatus {
-    /// Sockets both ways, for one reason.
-    pub fn sockets(reason: &str) -> Self {
-        Self {
-            receive: "socket",
-            receive_reason: reason.to_owned(),
-            transmit_reason: reason.to_owned(),
-            ..Self::default()
-        }
-    }
-}
-
 /// The running thread.
 #[derive(Debug)]
 pub struct Port {
@@ -133,7 +107,7 @@ impl Port {
             stop,
             status,
             ledger,
-            sender_demoted: None,
+            sender_rest: SenderRest::default(),
             refused: None,
         };
         thread::Builder::new().name("port".into()).spawn(move || keeper.run())?;
@@ -174,8 +148,7 @@ struct Keeper {
     stop: Arc<OwnedFd>,
     status: Arc<Mutex<PortStatus>>,
     ledger: Arc<Ledger>,
-    /// Why AF_XDP transmit was given up until the link comes back.
-    sender_demoted: Option<String>,
+    sender_rest: SenderRest,
     /// The interface as it was when it refused for good: not worth another try until it changes.
     refused: Option<Link>,
 }
@@ -382,7 +355,7 @@ impl Keeper {
         match self.options.transmit {
             Transmit::Gso => Some("the configuration says so".into()),
             _ if mode == Mode::Copy => Some("AF_XDP transmit pays only with zero-copy".into()),
-            _ => self.sender_demoted.clone(),
+            _ => self.sender_rest.reason().map(str::to_owned),
         }
     }
 
@@ -428,6 +401,9 @@ impl Keeper {
             {
                 return Some(reason);
             }
+            if is_due && self.sender_rest.end_if_due(Instant::now()) {
+                return Some("AF_XDP transmit is tried again".into());
+            }
             if is_due {
                 self.refresh(attached, true);
                 next_check = Instant::now() + CHECK_INTERVAL;
@@ -443,13 +419,9 @@ impl Keeper {
                 format!("{} has no carrier", attached.link.name)
             }
             Fault::Stalled { outstanding } => {
-                let reason = format!(
-                    "the device did not complete {outstanding} frames within {} ms; sent by \
-                     socket until the link is back",
-                    xsk::STALL_TIMEOUT.as_millis()
-                );
-                self.sender_demoted = Some(reason.clone());
-                reason
+                let reason = self.sender_rest.begin(*outstanding, Instant::now());
+                tracing::warn!(device = attached.link.name, reason, "AF_XDP transmit rests");
+                reason.to_owned()
             }
             Fault::Down { errno } => {
                 let error = io::Error::from_raw_os_error(*errno);
@@ -465,11 +437,11 @@ impl Keeper {
         let Ok(now) = self.netlink.link_by_index(attached.link.index) else { return None };
         let Some(now) = now else { return Some(format!("{name} is gone")) };
         if !now.is_up {
-            self.sender_demoted = None;
+            self.sender_rest.forget();
             return Some(format!("{name} is down"));
         }
         if !now.has_carrier && self.wait_for_carrier(&now).is_none() {
-            self.sender_demoted = None;
+            self.sender_rest.forget();
             return Some(format!("{name} has no carrier"));
         }
         if now.xdp_program != attached.link.xdp_program {
@@ -595,6 +567,7 @@ impl Keeper {
             receive_reason: reason,
             transmit_zero_copy: obstacle.is_none(),
             transmit_reason: obstacle.unwrap_or_else(|| "the driver confirmed zero-copy".into()),
+            is_stalled: self.sender_rest.reason().is_some(),
             queues: attached.queues,
             ..PortStatus::default()
         });
@@ -606,7 +579,8 @@ impl Keeper {
             receive: "socket",
             receive_reason: reason.to_owned(),
             transmit_zero_copy: false,
-            transmit_reason: self.sender_demoted.clone().unwrap_or_else(|| reason.to_owned()),
+            transmit_reason: self.sender_rest.reason().unwrap_or(reason).to_owned(),
+            is_stalled: self.sender_rest.reason().is_some(),
             ..PortStatus::default()
         };
         let is_asked_for = matches!(self.options.receive, Receive::XdpCopy | Receive::XdpZerocopy);
