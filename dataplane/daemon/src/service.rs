@@ -15,9 +15,9 @@ use sd_notify::NotifyState;
 
 use crate::control::{About, ControlHandle, Refusal};
 use crate::failure::Failure;
+use crate::interface::Interface;
 use crate::io::netlink::Monitor;
 use crate::look_up::LookUps;
-use crate::netlink::Interface;
 use crate::run::{Dataplane, Options};
 use crate::settings::Settings;
 use crate::signals::{Asked, Signals};
@@ -71,14 +71,13 @@ impl Service {
         let failed = |e: io::Error| Failure::from_io("asking for news of interfaces", &e);
         let links = Monitor::new().map_err(failed)?;
         let config = &settings.config;
-        let mut interface = Interface::open(&config.interface.name)?;
+        let interface = Interface::open(&config.interface.name)?;
         interface.silence()?;
         interface.set_up(config.interface.mtu.unwrap_or(MTU_DEFAULT))?;
         let look_ups = LookUps::new(control.clone());
-        let mut service =
+        let service =
             Self { settings, control, signals, interface, links, is_up: true, watchdog, look_ups };
-        let config = service.settings.config.clone();
-        service.put_addresses(&config)?;
+        service.put_addresses(&service.settings.config)?;
         // What came so far was our own doing, or was undone by it.
         service.links.take_states(service.interface.index()).map_err(failed)?;
         service.set(service.settings.to_change())?;
@@ -135,11 +134,8 @@ impl Service {
             tracing::info!(interface = self.settings.config.interface.name, state, "set by hand");
             // Fails only while the data plane is stopping.
             let _ = self.control.set_up(up);
-            if up {
-                let config = self.settings.config.clone();
-                if let Err(failure) = self.put_addresses(&config) {
-                    tracing::error!("the interface is up, but not as configured: {failure}");
-                }
+            if up && let Err(failure) = self.put_addresses(&self.settings.config) {
+                tracing::error!("the interface is up, but not as configured: {failure}");
             }
         }
     }
@@ -167,13 +163,13 @@ impl Service {
         if !restart.is_empty() {
             tracing::warn!(keys = restart.join(", "), "these keys take effect at the next start");
         }
-        let old = self.settings.config.clone();
-        let config = new.config.keeping_restart_keys(&old);
-        let changed = self.change_interface(&config, &old);
+        let old = &self.settings.config;
+        let config = new.config.keeping_restart_keys(old);
+        let changed = self.change_interface(&config, old);
         let changed = changed.and_then(|()| self.set(new.to_change()));
         if let Err(failure) = changed {
             // Half of it may be done: back to what was. If that fails too, the first reason counts.
-            let back = self.change_interface(&old, &config);
+            let back = self.change_interface(old, &config);
             let _ = back.and_then(|()| self.set(self.settings.to_change()));
             return Err(failure);
         }
@@ -187,7 +183,7 @@ impl Service {
     }
 
     /// Addresses and routes of a configuration.
-    fn put_addresses(&mut self, config: &Config) -> Result<(), Failure> {
+    fn put_addresses(&self, config: &Config) -> Result<(), Failure> {
         for &address in &config.interface.address {
             self.interface.add_address(address)?;
         }
@@ -195,7 +191,7 @@ impl Service {
     }
 
     /// From one configuration to another: what `before` had and `config` has not goes.
-    fn change_interface(&mut self, config: &Config, before: &Config) -> Result<(), Failure> {
+    fn change_interface(&self, config: &Config, before: &Config) -> Result<(), Failure> {
         self.interface.set_mtu(config.interface.mtu.unwrap_or(MTU_DEFAULT))?;
         if self.is_up {
             // Down, it has no routes; they come when it is up again.

@@ -1,13 +1,14 @@
-//! What the kernel says about interfaces, routes and neighbours of this namespace, and the news of
-//! it. Blocking, answered by the kernel at once; never called by workers.
+//! What the kernel says about interfaces, routes and neighbours of this namespace. Blocking, answered
+//! by the kernel at once; never called by workers.
+
+mod generic;
+mod monitor;
+mod route_socket;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp};
 use netlink_packet_route::neighbour::{
@@ -15,17 +16,10 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
-use netlink_sys::{Socket, SocketAddr};
 
-/// Multicast groups of `linux/rtnetlink.h`.
-const GROUP_LINK: u32 = 1;
-/// Neighbours, addresses and routes of both families.
-const GROUPS_OF_PATHS: [u32; 5] = [3, 5, 7, 9, 11];
-const GENL_ID_CTRL: u16 = 16;
-const GENL_HEADERS_LEN: usize = 20;
-/// `NETDEV_XDP_ACT_XSK_ZEROCOPY` of `linux/netdev.h`.
-const XDP_FEATURE_ZEROCOPY: u64 = 1 << 3;
+pub use self::generic::offers_zero_copy;
+pub use self::monitor::{Monitor, News};
+pub use self::route_socket::RouteSocket;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +55,15 @@ pub struct Neighbour {
     pub is_stale: bool,
 }
 
-/// A socket for questions.
+/// Asks the questions.
 #[derive(Debug)]
 pub struct Netlink {
-    socket: Socket,
+    socket: RouteSocket,
 }
 
 impl Netlink {
     pub fn new() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        Ok(Self { socket })
+        Ok(Self { socket: RouteSocket::new()? })
     }
 
     pub fn link_by_name(&self, name: &str) -> io::Result<Option<Link>> {
@@ -115,7 +107,7 @@ impl Netlink {
     }
 
     fn link_message(&self, request: LinkMessage) -> io::Result<Option<LinkMessage>> {
-        match self.ask(RouteNetlinkMessage::GetLink(request), 0) {
+        match self.socket.ask(RouteNetlinkMessage::GetLink(request), 0) {
             Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(Some(link)),
             Ok(_) => Ok(None),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
@@ -143,7 +135,7 @@ impl Netlink {
         if mark != 0 {
             request.attributes.push(RouteAttribute::Mark(mark));
         }
-        let answer = match self.ask(RouteNetlinkMessage::GetRoute(request), 0) {
+        let answer = match self.socket.ask(RouteNetlinkMessage::GetRoute(request), 0) {
             Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => answer,
             Ok(_) => return Ok(None),
             Err(error)
@@ -176,7 +168,7 @@ impl Netlink {
     /// None if the neighbour's hardware address is not known.
     pub fn neighbour(&self, ifindex: u32, ip: IpAddr) -> io::Result<Option<Neighbour>> {
         let request = neighbour_message(ifindex, ip);
-        let answer = match self.ask(RouteNetlinkMessage::GetNeighbour(request), 0) {
+        let answer = match self.socket.ask(RouteNetlinkMessage::GetNeighbour(request), 0) {
             Ok(Some(RouteNetlinkMessage::NewNeighbour(answer))) => answer,
             Ok(_) => return Ok(None),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
@@ -204,210 +196,21 @@ impl Netlink {
     pub fn use_neighbour(&self, ifindex: u32, ip: IpAddr) -> io::Result<()> {
         let mut request = neighbour_message(ifindex, ip);
         request.header.flags = NeighbourFlags::Use;
-        self.ask(RouteNetlinkMessage::NewNeighbour(request), NLM_F_ACK | NLM_F_CREATE).map(drop)
+        self.socket.change(RouteNetlinkMessage::NewNeighbour(request), NLM_F_CREATE)
     }
 
     /// Every address of this host, those of the interface `first` before the others.
     pub fn addresses(&self, first: u32) -> io::Result<Vec<IpAddr>> {
         let mut found = Vec::new();
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.send(request, NLM_F_DUMP)?;
-        loop {
-            let (bytes, _) = self.socket.recv_from_full()?;
-            let mut rest = bytes.as_slice();
-            while !rest.is_empty() {
-                let answer = read(rest)?;
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message)) => {
-                        let is_first = message.header.index == first;
-                        found.extend(own_address(&message).map(|address| (!is_first, address)));
-                    }
-                    NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    NetlinkPayload::Done(_) => {
-                        found.sort_by_key(|&(is_other, _)| is_other);
-                        return Ok(found.into_iter().map(|(_, address)| address).collect());
-                    }
-                    _ => {}
-                }
-                // Each message is padded to four bytes, the last one perhaps not.
-                let len = (answer.header.length as usize).next_multiple_of(4);
-                rest = rest.get(len..).unwrap_or_default();
+        self.socket.dump(request, |answer| {
+            if let RouteNetlinkMessage::NewAddress(message) = answer {
+                let is_first = message.header.index == first;
+                found.extend(own_address(&message).map(|address| (!is_first, address)));
             }
-        }
-    }
-
-    /// One request, one answer.
-    fn ask(
-        &self,
-        request: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Option<RouteNetlinkMessage>> {
-        self.send(request, flags)?;
-        let (answer, _) = self.socket.recv_from_full()?;
-        match read(&answer)?.payload {
-            NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            _ => Ok(None),
-        }
-    }
-
-    fn send(&self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        let mut message = NetlinkMessage::from(request);
-        message.header.flags = NLM_F_REQUEST | flags;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map(drop)
-    }
-}
-
-/// A socket for news.
-#[derive(Debug)]
-pub struct Monitor {
-    socket: Socket,
-}
-
-/// What kinds of news came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct News {
-    /// Addresses of this host changed.
-    pub addresses: bool,
-    /// An interface changed, came or went.
-    pub links: bool,
-    /// Routes, neighbours or addresses changed; links too.
-    pub paths: bool,
-}
-
-impl Monitor {
-    /// News of interfaces only.
-    pub fn new() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.set_non_blocking(true)?;
-        socket.add_membership(GROUP_LINK)?;
-        Ok(Self { socket })
-    }
-
-    /// Also news of neighbours, addresses and routes, or no longer. On most hosts there are some
-    /// every minute, so whoever does not need them should not be woken by them.
-    pub fn follow_paths(&self, follow: bool) -> io::Result<()> {
-        GROUPS_OF_PATHS.iter().try_for_each(|&group| match follow {
-            true => self.socket.add_membership(group),
-            false => self.socket.drop_membership(group),
-        })
-    }
-
-    /// Takes all news that wait; what they say of one interface: whether it was up, in order. An
-    /// error: news were lost.
-    pub fn take_states(&self, index: u32) -> io::Result<Vec<bool>> {
-        let mut states = Vec::new();
-        loop {
-            match self.socket.recv_from_full() {
-                Ok((bytes, _)) => states.extend(state(&bytes, index)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(states),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Takes all news that wait.
-    pub fn take(&self) -> News {
-        let mut news = News::default();
-        loop {
-            match self.socket.recv_from_full() {
-                Ok((bytes, _)) => news.note(&bytes),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return news,
-                // News were lost: anything may have changed.
-                Err(_) => return News::ALL,
-            }
-        }
-    }
-}
-
-impl AsFd for Monitor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor belongs to the socket, which lives as long as the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
-    }
-}
-
-impl News {
-    pub const ALL: Self = Self { addresses: true, links: true, paths: true };
-
-    /// Message types of `linux/rtnetlink.h`: links are 16 and 17, addresses 20 and 21; all concern
-    /// paths.
-    fn note(&mut self, bytes: &[u8]) {
-        let kind = bytes.get(4..6).map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]));
-        self.links |= matches!(kind, 16 | 17);
-        self.addresses |= matches!(kind, 20 | 21);
-        self.paths = true;
-    }
-}
-
-/// What a message says of the interface `index`: up or not; none if it is of something else.
-fn state(bytes: &[u8], index: u32) -> Option<bool> {
-    match read(bytes).ok()?.payload {
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
-        ) if link.header.index == index => Some(link.header.flags.contains(LinkFlags::Up)),
-        _ => None,
-    }
-}
-
-/// Whether the driver says that it can do AF_XDP zero-copy (netdev family of generic netlink, Linux
-/// 6.3). Asking changes nothing; a yes is no promise. None: this kernel does not tell.
-pub fn offers_zero_copy(ifindex: u32) -> Option<bool> {
-    const GETFAMILY: u8 = 3;
-    const FAMILY_NAME: u16 = 2;
-    const FAMILY_ID: u16 = 1;
-    const DEV_GET: u8 = 1;
-    const IFINDEX: u16 = 1;
-    const XDP_FEATURES: u16 = 3;
-    let mut socket = Socket::new(NETLINK_GENERIC).ok()?;
-    socket.bind_auto().ok()?;
-    let answer = ask_generic(&socket, GENL_ID_CTRL, GETFAMILY, FAMILY_NAME, b"netdev\0")?;
-    let family = u16::from_ne_bytes(*attribute(&answer, FAMILY_ID)?.first_chunk()?);
-    let answer = ask_generic(&socket, family, DEV_GET, IFINDEX, &ifindex.to_ne_bytes())?;
-    let features = u64::from_ne_bytes(*attribute(&answer, XDP_FEATURES)?.first_chunk()?);
-    Some(features & XDP_FEATURE_ZEROCOPY != 0)
-}
-
-/// One request with one attribute; the answer's attributes.
-fn ask_generic(
-    socket: &Socket,
-    family: u16,
-    command: u8,
-    attribute: u16,
-    value: &[u8],
-) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; GENL_HEADERS_LEN];
-    bytes[4..6].copy_from_slice(&family.to_ne_bytes());
-    bytes[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
-    (bytes[16], bytes[17]) = (command, 1);
-    bytes.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
-    bytes.extend_from_slice(&attribute.to_ne_bytes());
-    bytes.extend_from_slice(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    let len = bytes.len() as u32;
-    bytes[..4].copy_from_slice(&len.to_ne_bytes());
-    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).ok()?;
-    let (answer, _) = socket.recv_from_full().ok()?;
-    let is_answer = answer.get(4..6)? == family.to_ne_bytes();
-    is_answer.then(|| answer.get(GENL_HEADERS_LEN..).map(<[u8]>::to_vec))?
-}
-
-/// The value of the first attribute of `kind`.
-fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    loop {
-        let header = bytes.first_chunk::<4>()?;
-        let len = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        let value = bytes.get(4..len)?;
-        if u16::from_ne_bytes([header[2], header[3]]) & 0x3fff == kind {
-            return Some(value);
-        }
-        bytes = bytes.get(len.next_multiple_of(4)..)?;
+        })?;
+        found.sort_by_key(|&(is_other, _)| is_other);
+        Ok(found.into_iter().map(|(_, address)| address).collect())
     }
 }
 
@@ -457,11 +260,6 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     })
 }
 
-fn read(bytes: &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
-    NetlinkMessage::deserialize(bytes)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
-}
-
 fn neighbour_message(ifindex: u32, ip: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family(ip);
@@ -470,7 +268,8 @@ fn neighbour_message(ifindex: u32, ip: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn family(ip: IpAddr) -> AddressFamily {
+/// Of an address, as rtnetlink counts them.
+pub fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 

@@ -1,4 +1,5 @@
-//! Addresses, MTU, state and routes of the TUN device, by rtnetlink.
+//! Addresses, MTU, state and routes of the TUN device. What the kernel says of others is
+//! [`crate::io::netlink`]'s.
 //!
 //! Every change is "make it so": repeated, it changes nothing.
 
@@ -7,9 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use millrace_config::Exit;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
@@ -17,48 +17,32 @@ use netlink_packet_route::link::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 
 use crate::failure::Failure;
+use crate::io::netlink::{Netlink, RouteSocket, family};
 
 /// One interface, found by its name once.
 pub struct Interface {
     name: String,
     index: u32,
-    socket: Socket,
-    sequence: u32,
+    socket: RouteSocket,
 }
 
 impl Interface {
     pub fn open(name: &str) -> Result<Self, Failure> {
-        let doing = |what: &str| format!("{what} of the interface {name}");
-        let index = rustix::net::netdevice::name_to_index(
-            Socket::new(NETLINK_ROUTE).map_err(|e| Failure::from_io(&doing("settings"), &e))?,
-            name,
-        )
-        .map_err(|_| {
-            Failure::new(
-                Exit::Error,
-                format!("the interface {name} does not exist any more"),
-                "somebody removed it: start again, and remove it with `millrace down`",
-            )
-        })?;
-        let mut socket =
-            Socket::new(NETLINK_ROUTE).map_err(|e| Failure::from_io(&doing("settings"), &e))?;
-        socket.bind_auto().map_err(|e| Failure::from_io(&doing("settings"), &e))?;
-        socket
-            .connect(&SocketAddr::new(0, 0))
-            .map_err(|e| Failure::from_io(&doing("settings"), &e))?;
-        Ok(Self { name: name.to_owned(), index, socket, sequence: 0 })
+        let failed = |e: io::Error| Failure::from_io(&format!("asking for {name}"), &e);
+        let found =
+            Netlink::new().and_then(|netlink| netlink.link_by_name(name)).map_err(failed)?;
+        let link = found.ok_or_else(|| gone(&format!("looking for {name}")))?;
+        let socket = RouteSocket::new().map_err(failed)?;
+        Ok(Self { name: name.to_owned(), index: link.index, socket })
     }
 
     /// Before the interface is up for the first time: as the kernel's own WireGuard device, it has
     /// no link-local address and takes no part in multicast. Else the kernel would send router
     /// solicitations and group reports into the tunnel for ever. `ip link set NAME multicast on`
     /// brings multicast back.
-    pub fn silence(&mut self) -> Result<(), Failure> {
+    pub fn silence(&self) -> Result<(), Failure> {
         let mut message = LinkMessage::default();
         message.header.index = self.index;
         message.header.change_mask = LinkFlags::Multicast;
@@ -68,7 +52,7 @@ impl Interface {
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let family = AfSpecUnspec::Inet6(vec![mode]);
         message.attributes.push(LinkAttribute::AfSpecUnspec(vec![family]));
-        match self.exchange(RouteNetlinkMessage::SetLink(message), 0) {
+        match self.socket.change(RouteNetlinkMessage::SetLink(message), 0) {
             // No IPv6 on this host, or not with so small an MTU: nothing to silence.
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(()),
             result => result.map_err(|error| self.failure("link-local addresses", &error)),
@@ -80,7 +64,7 @@ impl Interface {
     }
 
     /// In bytes, the largest packet that the kernel hands us.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), Failure> {
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), Failure> {
         let mut message = LinkMessage::default();
         message.header.index = self.index;
         message.attributes.push(LinkAttribute::Mtu(mtu.into()));
@@ -88,7 +72,7 @@ impl Interface {
     }
 
     /// Sets the MTU and brings the interface up.
-    pub fn set_up(&mut self, mtu: u16) -> Result<(), Failure> {
+    pub fn set_up(&self, mtu: u16) -> Result<(), Failure> {
         let mut message = LinkMessage::default();
         message.header.index = self.index;
         message.header.flags = LinkFlags::Up;
@@ -99,7 +83,7 @@ impl Interface {
         self.request("bringing up", RouteNetlinkMessage::SetLink(message), 0)
     }
 
-    pub fn add_address(&mut self, address: IpNet) -> Result<(), Failure> {
+    pub fn add_address(&self, address: IpNet) -> Result<(), Failure> {
         let mut message = AddressMessage::default();
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
@@ -112,7 +96,7 @@ impl Interface {
         self.request(&format!("the address {address}"), message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    pub fn remove_address(&mut self, address: IpNet) -> Result<(), Failure> {
+    pub fn remove_address(&self, address: IpNet) -> Result<(), Failure> {
         let mut message = AddressMessage::default();
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
@@ -122,12 +106,12 @@ impl Interface {
         self.remove(&format!("removing the address {address}"), message)
     }
 
-    pub fn add_route(&mut self, net: IpNet) -> Result<(), Failure> {
+    pub fn add_route(&self, net: IpNet) -> Result<(), Failure> {
         let message = RouteNetlinkMessage::NewRoute(self.route(net));
         self.request(&format!("the route to {net}"), message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    pub fn remove_route(&mut self, net: IpNet) -> Result<(), Failure> {
+    pub fn remove_route(&self, net: IpNet) -> Result<(), Failure> {
         let message = RouteNetlinkMessage::DelRoute(self.route(net));
         self.remove(&format!("removing the route to {net}"), message)
     }
@@ -152,8 +136,8 @@ impl Interface {
     }
 
     /// What is gone already is as good as removed.
-    fn remove(&mut self, what: &str, message: RouteNetlinkMessage) -> Result<(), Failure> {
-        match self.exchange(message, 0) {
+    fn remove(&self, what: &str, message: RouteNetlinkMessage) -> Result<(), Failure> {
+        match self.socket.change(message, 0) {
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EADDRNOTAVAIL)) =>
             {
@@ -164,23 +148,14 @@ impl Interface {
     }
 
     /// Sends one request and reads its acknowledgement.
-    fn request(
-        &mut self,
-        what: &str,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<(), Failure> {
-        self.exchange(message, flags).map_err(|error| self.failure(what, &error))
+    fn request(&self, what: &str, message: RouteNetlinkMessage, flags: u16) -> Result<(), Failure> {
+        self.socket.change(message, flags).map_err(|error| self.failure(what, &error))
     }
 
     fn failure(&self, what: &str, error: &io::Error) -> Failure {
         let doing = format!("{what} on the interface {}", self.name);
         match error.raw_os_error() {
-            Some(libc::ENODEV) => Failure::new(
-                Exit::Error,
-                format!("{doing}: the interface is gone"),
-                "somebody removed it: start again, and remove it with `millrace down`",
-            ),
+            Some(libc::ENODEV) => gone(&doing),
             Some(libc::EOPNOTSUPP | libc::EACCES) if what.contains(':') => Failure::new(
                 Exit::NotSupported,
                 format!("{doing}: {error}"),
@@ -189,34 +164,15 @@ impl Interface {
             _ => Failure::from_io(&doing, error),
         }
     }
+}
 
-    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        let mut request = NetlinkMessage::from(message);
-        self.sequence = self.sequence.wrapping_add(1);
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        loop {
-            let (answer, _) = self.socket.recv_from_full()?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-                .map_err(|error| io::Error::other(format!("a netlink answer: {error}")))?;
-            if answer.header.sequence_number != self.sequence {
-                continue;
-            }
-            return match answer.payload {
-                NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-                _ => Ok(()),
-            };
-        }
-    }
+fn gone(doing: &str) -> Failure {
+    Failure::new(
+        Exit::Error,
+        format!("{doing}: the interface is gone"),
+        "somebody removed it: start again, and remove it with `millrace down`",
+    )
 }
 
 /// Packets that wait in the TUN device while a worker is busy.
 const TX_QUEUE_LEN: u32 = 1000;
-
-fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
-}
