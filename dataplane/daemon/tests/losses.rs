@@ -9,7 +9,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use common::{World, drop_count, fact, subject};
-use millrace_lab::{Implementation, Side, TunnelOptions, wait_for};
+use millrace_lab::{Gateway, Implementation, Side, TunnelOptions, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(15);
 const PORT: u16 = 51820;
@@ -49,6 +49,16 @@ fn what_a_socket_had_no_room_for_is_counted() {
     wait_for("each packet to be received or counted", LIMIT, all)
         .unwrap_or_else(|error| panic!("{error}: {:?} of {sent}", counts()));
     assert!(counts().iter().all(|&count| count > 1000), "{:?}", counts());
+    let [full, _] = counts();
+    let text = status(gateway, "");
+    let shown = |line: &str| {
+        line.contains(&format!("{full}  rx_socket_full"))
+            && line.ends_with("A UDP socket's receive buffer was full, or a checksum was wrong.")
+    };
+    assert!(text.lines().any(shown), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&status(gateway, "--json")).unwrap();
+    let row = serde_json::json!({ "reason": "rx_socket_full", "packets": full });
+    assert!(json["drops"].as_array().unwrap().contains(&row), "{json}");
 }
 
 #[test]
@@ -130,4 +140,11 @@ fn received(world: &World) -> u64 {
 fn frames(world: &World) -> u64 {
     let text = fact(&world.tunnel.a, "xdp_frames").unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// What `millrace status` says.
+fn status(gateway: &Gateway, options: &str) -> String {
+    let program = Implementation::Millrace.program().unwrap().with_file_name("millrace");
+    let line = format!("{} status {} {options}", program.display(), gateway.interface());
+    gateway.namespace().exec(&line).unwrap()
 }
