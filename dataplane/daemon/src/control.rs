@@ -30,6 +30,8 @@ pub enum Command {
     SetUp(bool),
     /// The configuration file was read again, or could not be.
     SetAbout(About),
+    /// What `status` says of names of endpoints that were not found.
+    SetNameNote(Option<String>),
     /// Leave the main loop, stop the workers, release everything.
     Stop,
 }
@@ -101,6 +103,10 @@ impl ControlHandle {
 
     pub fn set_about(&self, about: About) -> Result<(), Refusal> {
         self.send(Command::SetAbout(about))
+    }
+
+    pub fn set_name_note(&self, note: Option<String>) -> Result<(), Refusal> {
+        self.send(Command::SetNameNote(note))
     }
 
     pub fn stop(&self) -> Result<(), Refusal> {

@@ -29,6 +29,8 @@ pub struct Facts {
     pub slow_socket: Option<Arc<UdpSocket>>,
     pub notes: Vec<String>,
     pub about: About,
+    /// Of names of endpoints that were not found.
+    pub name_note: Option<String>,
     /// The AF_XDP port, or why there is none.
     pub port: Result<Port, String>,
 }
@@ -77,7 +79,7 @@ impl Facts {
         for (reason, packets) in self.drop_totals(steering) {
             put("drop", format!("{} {}", reason.name(), packets + kernel.drops.get(reason)));
         }
-        for note in self.notes.iter().chain(&kernel.unread) {
+        for note in self.notes.iter().chain(&kernel.unread).chain(&self.name_note) {
             put("note", note.clone());
         }
         if let Some(error) = &self.about.config_error {

@@ -2,7 +2,7 @@
 //! name that fails is tried again, later and later.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -17,6 +17,8 @@ use crate::control::ControlHandle;
 const THREADS_MAX: usize = 4;
 /// After the first failure of a name, doubled with each further one.
 const RETRY_MIN: Duration = Duration::from_secs(2);
+/// Names that `status` tells; of the others it says how many there are.
+const NAMED_MAX: usize = 4;
 const RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// A peer whose endpoint is given by a name.
@@ -46,6 +48,8 @@ struct List {
     names: BinaryHeap<Reverse<Name>>,
     /// Replaced lists are forgotten, look-ups under way included.
     generation: u64,
+    /// Those that were looked up and not found, for `status`.
+    failed: BTreeSet<String>,
     threads: usize,
 }
 
@@ -70,6 +74,8 @@ impl LookUps {
         let mut list = self.todo.lock();
         list.generation += 1;
         list.names = names.into_iter().map(Reverse).collect();
+        list.failed.clear();
+        self.tell(&list);
         while list.threads < THREADS_MAX.min(list.names.len()) {
             let this = self.clone();
             match thread::Builder::new().name("look-up".into()).spawn(move || this.run()) {
@@ -103,12 +109,18 @@ impl LookUps {
             }
             match found {
                 Some(address) => {
+                    if list.failed.remove(&name.host) {
+                        self.tell(&list);
+                    }
                     drop(list);
                     // Fails only while the data plane is stopping.
                     let _ = self.control.set(change(&name, address));
                     list = self.todo.lock();
                 }
                 None => {
+                    if list.failed.insert(name.host.clone()) {
+                        self.tell(&list);
+                    }
                     name.due = Instant::now() + name.retry;
                     name.retry = RETRY_MAX.min(name.retry * 2);
                     list.names.push(Reverse(name));
@@ -116,6 +128,16 @@ impl LookUps {
             }
         }
         list.threads -= 1;
+    }
+
+    /// Tells `status`. Under the lock, so that the last word is the newest.
+    fn tell(&self, list: &List) {
+        let names: Vec<&str> = list.failed.iter().take(NAMED_MAX).map(String::as_str).collect();
+        let (count, more) =
+            (list.failed.len(), if list.failed.len() > NAMED_MAX { ", …" } else { "" });
+        let note = format!("{count} names of endpoints were not found: {}{more}", names.join(", "));
+        // Fails only while the data plane is stopping.
+        let _ = self.control.set_name_note((count > 0).then_some(note));
     }
 }
 

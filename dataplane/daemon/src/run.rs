@@ -164,6 +164,7 @@ impl Dataplane {
             slow_socket: slow_udp.map(Arc::new),
             notes: options.notes,
             about: About::default(),
+            name_note: None,
             port: port_of_rings,
         };
         let own_drops = Arc::clone(&drops[drops.len() - 1]);

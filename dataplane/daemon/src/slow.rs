@@ -179,6 +179,7 @@ impl Slow {
                 Command::SetMtu(mtu) => self.device.set_mtu(mtu),
                 Command::SetUp(up) => self.device.set_up(now(), up),
                 Command::SetAbout(about) => self.facts.about = about,
+                Command::SetNameNote(note) => self.facts.name_note = note,
                 Command::Stop => return false,
             }
             self.drain();

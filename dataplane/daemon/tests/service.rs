@@ -179,7 +179,8 @@ fn switches(pid: u32) -> BTreeMap<String, u64> {
         line.to_owned()
     };
     tasks
-        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        // A thread may end meanwhile.
+        .filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok())
         .map(|status| {
             let name = format!("{} {}", count(&status, "Name:"), count(&status, "Pid:"));
             (name, count(&status, "voluntary_ctxt_switches:").parse().unwrap())
@@ -299,6 +300,12 @@ fn names_that_nobody_answers_hold_nothing_up() {
     assert_eq!(threads(), 4);
     daemon.wait_for_log("could not be looked up", LIMIT).unwrap();
     assert_eq!(threads(), 4);
+    let noted = || {
+        let state = common::ask(&name, "get=1\n\n");
+        let note = state.lines().find_map(|line| line.strip_prefix("mr_note="))?;
+        note.contains("names of endpoints were not found: ").then(|| note.to_owned())
+    };
+    wait_for("status to tell", LIMIT, noted).unwrap();
 
     let (stop, server_ends) = (AtomicBool::new(false), Duration::from_millis(200));
     server.set_read_timeout(Some(server_ends)).unwrap();
@@ -322,6 +329,7 @@ fn names_that_nobody_answers_hold_nothing_up() {
     daemon.signal(libc::SIGHUP);
     daemon.wait_for_log("reloaded", LIMIT).unwrap();
     wait_for("the threads to end", LIMIT, || (threads() == 0).then_some(())).unwrap();
+    assert_eq!(noted(), None);
 }
 
 /// Answers one question (RFC 1035, section 4.1): `late.example.net` has one IPv4 address, others do
