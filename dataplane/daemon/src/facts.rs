@@ -59,8 +59,8 @@ impl Facts {
         put("xdp_fill_empty", kernel.fill_empty.to_string());
         let by_socket = if self.offloads.udp_gso.is_on() { "gso" } else { "socket" };
         put("transmit", if port.transmit_zero_copy { "xdp-zerocopy" } else { by_socket }.into());
-        if port.is_stalled {
-            put("note", format!("AF_XDP transmit rests: {}", port.transmit_reason));
+        if let Some(warning) = port.warning {
+            put("note", warning);
         }
         put("transmit_reason", port.transmit_reason);
         put("gso_reason", self.offloads.udp_gso.reason());

@@ -200,6 +200,8 @@ fn a_link_that_was_down_is_taken_again() {
     let side = &world.site.a;
     side.gateway.ip(["link set wan down"]).unwrap();
     assert_eq!(wait_for_receive(&world.tunnel.a, "socket"), "wan is down");
+    let warning = "AF_XDP was asked for and does not run: wan is down";
+    assert_eq!(fact(&world.tunnel.a, "note").as_deref(), Some(warning));
     assert!(!has_xdp(&side.gateway));
     side.gateway
         .ip([
@@ -209,6 +211,7 @@ fn a_link_that_was_down_is_taken_again() {
         ])
         .unwrap();
     wait_for_receive(&world.tunnel.a, "xdp-copy");
+    assert_eq!(fact(&world.tunnel.a, "note"), None);
     let before = frames(&world.tunnel.a);
     let reached =
         || Ping { count: 1, ..Ping::default() }.run(&side.host, world.site.b.host_v4).ok();
@@ -271,6 +274,7 @@ fn auto_keeps_sockets_on_veth_and_says_why() {
     assert!(reason.contains("offers no AF_XDP zero-copy"), "{reason}");
     assert_eq!(fact(&world.tunnel.a, "receive").unwrap(), "socket");
     assert_eq!(fact(&world.tunnel.a, "transmit").unwrap(), "gso");
+    assert_eq!(fact(&world.tunnel.a, "note"), None, "nobody asked for more");
     assert!(!has_xdp(&world.site.a.gateway));
     world.connect();
     world.finish();

@@ -10,8 +10,8 @@ pub struct PortStatus {
     /// Whether AF_XDP transmit runs.
     pub transmit_zero_copy: bool,
     pub transmit_reason: String,
-    /// The device stopped completing frames, and transmit rests.
-    pub is_stalled: bool,
+    /// What runs is not what was asked for: a sentence for the operator.
+    pub warning: Option<String>,
     /// Receive queues with a socket.
     pub queues: u32,
     /// Frames through AF_XDP since the start: received, sent.

@@ -567,26 +567,31 @@ impl Keeper {
             receive_reason: reason,
             transmit_zero_copy: obstacle.is_none(),
             transmit_reason: obstacle.unwrap_or_else(|| "the driver confirmed zero-copy".into()),
-            is_stalled: self.sender_rest.reason().is_some(),
+            warning: self.rest_warning(),
             queues: attached.queues,
             ..PortStatus::default()
         });
     }
 
     fn say_sockets(&self, reason: &str) {
+        let is_asked_for = matches!(self.options.receive, Receive::XdpCopy | Receive::XdpZerocopy);
+        let not_as_asked = || format!("AF_XDP was asked for and does not run: {reason}");
         let status = PortStatus {
             device: self.options.device.clone().unwrap_or_default(),
             receive: "socket",
             receive_reason: reason.to_owned(),
             transmit_zero_copy: false,
             transmit_reason: self.sender_rest.reason().unwrap_or(reason).to_owned(),
-            is_stalled: self.sender_rest.reason().is_some(),
+            warning: self.rest_warning().or_else(|| is_asked_for.then(not_as_asked)),
             ..PortStatus::default()
         };
-        let is_asked_for = matches!(self.options.receive, Receive::XdpCopy | Receive::XdpZerocopy);
         if self.say(status) && is_asked_for {
             tracing::error!(device = self.options.device, reason, "packets go by sockets");
         }
+    }
+
+    fn rest_warning(&self) -> Option<String> {
+        self.sender_rest.reason().map(|reason| format!("AF_XDP transmit rests: {reason}"))
     }
 
     /// True if it is something new.
