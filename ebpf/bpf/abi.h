@@ -7,7 +7,7 @@
 #include "drops.h"
 
 #define ABI_MAGIC 0x6d696c6c /* "mill" */
-#define ABI_VERSION 4
+#define ABI_VERSION 5
 
 /* Capacities. Those of peers and sessions are set by the loader; what stands here is the default.
  * That of sessions is a power of two. */

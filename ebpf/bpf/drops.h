@@ -34,13 +34,9 @@
 	X(tx_no_endpoint, "The peer has no known address yet.") \
 	X(tx_loop, "The way to the peer leads into its own tunnel: what we sent came back.") \
 	X(tx_no_session, "The queue of packets that wait for a handshake was full; the oldest went.") \
-	X(tx_session_limit, "The session reached its message limit before a new one was ready.") \
 	X(tx_offload_invalid, "The TUN device's offload header contradicts its packet.") \
-	X(tx_socket_full, "The UDP socket's buffer was full.") \
 	X(tx_socket_error, "The kernel refused to send a datagram.") \
-	X(tx_ring_full, "The AF_XDP transmit ring was full.") \
 	X(tx_descriptor_invalid, "The kernel refused a frame in the AF_XDP transmit ring.") \
-	X(tx_no_neighbour, "The next hop's hardware address is not known yet.") \
 	/* tun */ \
 	X(tun_queue_full, "The TUN device's queue was full: its worker was too slow.") \
 	X(tun_write_failed, "The TUN device refused a packet.") \

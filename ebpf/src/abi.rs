@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use crate::drops;
 
 pub const ABI_MAGIC: u32 = 0x6d69_6c6c;
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 pub const PEERS_MAX_DEFAULT: u32 = 1024;
 pub const SESSIONS_MAX_DEFAULT: u32 = 8192;
