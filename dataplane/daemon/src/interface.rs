@@ -3,6 +3,7 @@
 //!
 //! Every change is "make it so": repeated, it changes nothing.
 
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 
@@ -41,8 +42,16 @@ impl Interface {
     /// Before the interface is up for the first time: as the kernel's own WireGuard device, it has
     /// no link-local address and takes no part in multicast. Else the kernel would send router
     /// solicitations and group reports into the tunnel for ever. `ip link set NAME multicast on`
-    /// brings multicast back.
+    /// brings multicast back. And no redirects: a hub forwards from peer to peer by this interface
+    /// alone, and would tell each sender that it knows a shorter way, which there is not.
     pub fn silence(&self) -> Result<(), Failure> {
+        // The kernel sends them if either of the two says so.
+        for place in ["all", &self.name] {
+            let path = format!("/proc/sys/net/ipv4/conf/{place}/send_redirects");
+            if let Err(error) = fs::write(&path, "0") {
+                tracing::warn!(%error, path, "peers that talk by this host may get ICMP redirects");
+            }
+        }
         let mut message = LinkMessage::default();
         message.header.index = self.index;
         message.header.change_mask = LinkFlags::Multicast;

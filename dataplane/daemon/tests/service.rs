@@ -148,6 +148,11 @@ fn news_of_the_host_do_not_wake_an_idle_daemon() {
     let addresses = host.exec(&format!("ip -6 addr show dev {name}")).unwrap();
     assert!(addresses.contains("fd77::1") && !addresses.contains("fe80"), "{addresses}");
 
+    for place in ["all", &name] {
+        let path = format!("/proc/sys/net/ipv4/conf/{place}/send_redirects");
+        assert_eq!(host.exec(&format!("cat {path}")).unwrap().trim(), "0", "{path}");
+    }
+
     // Ready or not, its threads still come to rest.
     let at_rest = || {
         let before = switches(pid);
