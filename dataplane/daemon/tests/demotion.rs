@@ -3,17 +3,27 @@
 //! lost: what was refused goes again.
 //!
 //! Refusals are real where this kernel can be made to (a route that is too narrow, a program that is
-//! detached); the others come from seccomp.
+//! detached); the others come from seccomp. EIO for a run, which older kernels say of devices without
+//! checksum offload, depends on what a message holds: there a supervisor decides, call by call.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
 
 use std::net::{IpAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use common::{World, drop_count, fact, facts, subject};
+use millrace_dataplane::by_socket::{BySocket, Sent};
+use millrace_dataplane::io::udp::UdpOptions;
+use millrace_dataplane::offload::Offloads;
 use millrace_lab::refusal::{Condition, Refusal};
 use millrace_lab::{Gateway, Side, TunnelOptions, iperf::Iperf, wait_for};
+use millrace_wg::tx::Transmit;
+use millrace_wg::{DropCounters, Endpoint, Peer, PeerSlot, PublicKey};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -216,4 +226,125 @@ fn carry_tcp(world: &World, from: &Side, to: &Side) {
     let iperf = Iperf { seconds: 1, streams: 1, ..Iperf::default() };
     let report = iperf.run(world.lab.directory(), &to.host, to.host_v4, &from.host).unwrap();
     assert!(report.bytes > 1 << 20, "{report:?}");
+}
+
+/// A thread whose sends of runs end with EIO, and no others.
+#[test]
+fn a_device_that_takes_no_runs_gets_datagrams_from_then_on() {
+    let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+    receiver.set_read_timeout(Some(LIMIT)).unwrap();
+    let remote = receiver.local_addr().unwrap();
+    let (listener, supervisor) = mpsc::channel();
+    let supervisor = thread::spawn(move || supervise(&supervisor.recv().unwrap()));
+    let offloads = Offloads::new(&Default::default());
+    let drops = DropCounters::default();
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let socket =
+                millrace_dataplane::io::udp::UdpSocket::bind(UdpOptions { port: 0, fwmark: 0 })
+                    .unwrap();
+            // Given away at once: the supervisor ends when this thread, the last to use it, does.
+            listener.send(refuse_runs()).unwrap();
+            let by_socket = BySocket { socket: &socket, gso: &offloads.udp_gso, drops: &drops };
+            let peer = Arc::new(Peer::new(PeerSlot(0), PublicKey([0; 32]), None));
+            let endpoint = Endpoint { remote, local: None, ifindex: 0 };
+            for round in 0..3 {
+                let bytes: Vec<u8> = (0..4900).map(|at| (at / 500 + round) as u8).collect();
+                let transmit =
+                    Transmit { peer: &peer, endpoint, ecn: 0, bytes: &bytes, segment_len: 500 };
+                assert_eq!(by_socket.send(&transmit, 0), Sent::All);
+            }
+        });
+        sender.join().unwrap();
+    });
+    let mut room = [0; 2000];
+    for round in 0..3 {
+        for number in 0..10 {
+            let len = receiver.recv(&mut room).unwrap();
+            assert_eq!(len, if number == 9 { 400 } else { 500 });
+            assert!(room[..len].iter().all(|&byte| byte == number + round), "whole and in order");
+        }
+    }
+    assert!(!offloads.udp_gso.is_on());
+    let wanted = format!("the kernel refused a UDP_SEGMENT send to {remote}: Input/output error");
+    assert!(offloads.udp_gso.reason().starts_with(&wanted), "{}", offloads.udp_gso.reason());
+    assert_eq!(drops.iter().map(|(_, count)| count).sum::<u64>(), 0);
+    assert_eq!(supervisor.join().unwrap(), (1, 30), "tried once, then 30 datagrams");
+}
+
+/// Gives the calling thread's sendmsg calls into the hands of whoever has the descriptor.
+fn refuse_runs() -> OwnedFd {
+    let code = |class: u32| class as u16;
+    let load = code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS);
+    let mut filter = [
+        libc::sock_filter { code: load, jt: 0, jf: 0, k: 0 },
+        libc::sock_filter {
+            code: code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K),
+            jt: 0,
+            jf: 1,
+            k: libc::SYS_sendmsg as u32,
+        },
+        libc::sock_filter {
+            code: code(libc::BPF_RET),
+            jt: 0,
+            jf: 0,
+            k: libc::SECCOMP_RET_USER_NOTIF,
+        },
+        libc::sock_filter { code: code(libc::BPF_RET), jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its instructions outlive the call, which copies them.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            &raw const program,
+        )
+    };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: a fresh descriptor that nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+/// Answers until the thread is gone: EIO for a run, the kernel's own answer for the rest. How many
+/// there were of each.
+fn supervise(listener: &OwnedFd) -> (u32, u32) {
+    const RECEIVE: libc::c_ulong = 0xc050_2100;
+    const ANSWER: libc::c_ulong = 0xc018_2101;
+    let (mut refused, mut passed) = (0, 0);
+    loop {
+        let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        if !fds[0].revents().contains(PollFlags::IN) {
+            return (refused, passed);
+        }
+        // SAFETY: zero bytes are a valid value of both; the kernel writes whole structures.
+        let (mut call, mut answer): (libc::seccomp_notif, libc::seccomp_notif_resp) =
+            unsafe { std::mem::zeroed() };
+        // SAFETY: the structure is the one of this command and outlives the call.
+        if unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE, &raw mut call) } < 0 {
+            continue;
+        }
+        // SAFETY: the argument of sendmsg, in this process; the thread that gave it waits for us.
+        let message = unsafe { &*(call.data.args[1] as *const libc::msghdr) };
+        // SAFETY: as above; the header says how long its control messages are.
+        let is_run = unsafe {
+            let first = libc::CMSG_FIRSTHDR(message);
+            !first.is_null()
+                && (*first).cmsg_level == libc::SOL_UDP
+                && (*first).cmsg_type == libc::UDP_SEGMENT
+        };
+        answer.id = call.id;
+        if is_run {
+            answer.error = -libc::EIO;
+            refused += 1;
+        } else {
+            answer.flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+            passed += 1;
+        }
+        // SAFETY: as for the first command.
+        let done = unsafe { libc::ioctl(listener.as_raw_fd(), ANSWER, &raw mut answer) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
 }
