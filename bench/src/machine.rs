@@ -31,7 +31,13 @@ impl Machine {
             .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
             .unwrap_or(0);
         Self {
-            cpu: field("model name").unwrap_or("unknown").to_owned(),
+            // Virtual machines are told a vague name; family and model tell the generation.
+            cpu: format!(
+                "{} (family {} model {})",
+                field("model name").unwrap_or("unknown"),
+                field("cpu family").unwrap_or("?"),
+                field("model\t").unwrap_or("?"),
+            ),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: first_line("/proc/sys/kernel/osrelease"),
             memory_gib: memory_kib.div_ceil(1 << 20),

@@ -119,7 +119,7 @@ fn dataplane(out: &mut String, status: &Status) {
     }
     let _ = writeln!(out, "steering  {}", plane.steering);
     let _ = writeln!(out, "workers   on cores {}", cores.join(", "));
-    let _ = writeln!(out, "aead      {}", plane.aead);
+    let _ = writeln!(out, "aead      {}: {}", plane.aead, plane.aead_reason);
     for offload in &plane.offloads {
         let state = if offload.on { "on" } else { "off" };
         let _ = writeln!(out, "offload   {} {state}: {}", offload.name, offload.reason);

@@ -58,6 +58,7 @@ pub enum Routes {
 pub struct Dataplane {
     pub receive: Receive,
     pub transmit: Transmit,
+    pub aead: Aead,
     /// Network devices whose queues XDP may take; empty: the device of the default route.
     pub device: Vec<String>,
     pub workers: Workers,
@@ -78,6 +79,17 @@ pub enum Transmit {
     Auto,
     XdpZerocopy,
     Gso,
+}
+
+/// Who encrypts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aead {
+    /// Whatever is fastest here, as measured at the start.
+    #[default]
+    Auto,
+    Ring,
+    Avx2,
+    Avx512,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -229,6 +241,7 @@ impl Config {
             ("interface.listen_port", old.listen_port != new.listen_port),
             ("dataplane.receive", old_plane.receive != new_plane.receive),
             ("dataplane.transmit", old_plane.transmit != new_plane.transmit),
+            ("dataplane.aead", old_plane.aead != new_plane.aead),
             ("dataplane.device", old_plane.device != new_plane.device),
             ("dataplane.workers", old_plane.workers != new_plane.workers),
             ("offload.udp_gso", old_offload.udp_gso != new_offload.udp_gso),

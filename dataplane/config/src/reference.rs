@@ -50,6 +50,7 @@ pub const KEYS: &[Key] = &[
     ),
     key("dataplane", "receive", Restart, "auto", "auto, xdp-zerocopy, xdp-copy or socket"),
     key("dataplane", "transmit", Restart, "auto", "auto, xdp-zerocopy or gso"),
+    key("dataplane", "aead", Restart, "auto", "auto (measured at the start), ring, avx2 or avx512"),
     key(
         "dataplane",
         "device",

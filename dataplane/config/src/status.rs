@@ -46,6 +46,7 @@ pub struct Dataplane {
     pub transmit_reason: String,
     pub inner: String,
     pub aead: String,
+    pub aead_reason: String,
     /// The core of each worker.
     pub workers: Vec<u32>,
     /// "on", or "off" with the reason.
@@ -114,6 +115,7 @@ impl Status {
             transmit_reason: fact("transmit_reason"),
             inner: fact("inner"),
             aead: fact("aead"),
+            aead_reason: fact("aead_reason"),
             workers: fact("workers").split(',').filter_map(|core| core.parse().ok()).collect(),
             steering: fact("steering"),
             offloads: facts(&state.facts, "offload").filter_map(offload).collect(),

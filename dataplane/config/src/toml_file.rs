@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::{
-    Config, Dataplane, EndpointName, Interface, KeySource, Offload, Peer, Receive, Routes,
+    Aead, Config, Dataplane, EndpointName, Interface, KeySource, Offload, Peer, Receive, Routes,
     Transmit, Workers, is_interface_name, parse_net,
 };
 use crate::key::PublicKey;
@@ -158,6 +158,7 @@ impl Reader<'_> {
         self.unknown_keys(section, "dataplane", &[]);
         dataplane.receive = self.word(section, "receive", &RECEIVE).unwrap_or_default();
         dataplane.transmit = self.word(section, "transmit", &TRANSMIT).unwrap_or_default();
+        dataplane.aead = self.word(section, "aead", &AEAD).unwrap_or_default();
         for (name, span) in self.strings(section, "device") {
             if is_interface_name(&name) && !dataplane.device.contains(&name) {
                 dataplane.device.push(name);
@@ -526,6 +527,16 @@ const RECEIVE: [(&str, Receive); 4] = [
 const TRANSMIT: [(&str, Transmit); 3] =
     [("auto", Transmit::Auto), ("xdp-zerocopy", Transmit::XdpZerocopy), ("gso", Transmit::Gso)];
 
+const AEAD: [(&str, Aead); 4] =
+    [("auto", Aead::Auto), ("ring", Aead::Ring), ("avx2", Aead::Avx2), ("avx512", Aead::Avx512)];
+
+impl Aead {
+    /// The word of the file.
+    pub fn word(self) -> &'static str {
+        word_of(&AEAD, self)
+    }
+}
+
 impl Receive {
     /// The word of the file.
     pub fn word(self) -> &'static str {
@@ -591,6 +602,7 @@ fn write_dataplane(out: &mut String, dataplane: &Dataplane) {
     line(out, format_args!("\n[dataplane]"));
     line(out, format_args!("receive = {}", string(dataplane.receive.word())));
     line(out, format_args!("transmit = {}", string(dataplane.transmit.word())));
+    line(out, format_args!("aead = {}", string(dataplane.aead.word())));
     if !dataplane.device.is_empty() {
         let list: Vec<String> = dataplane.device.iter().map(|name| string(name)).collect();
         line(out, format_args!("device = [{}]", list.join(", ")));

@@ -65,7 +65,9 @@ impl Facts {
         put("transmit_reason", port.transmit_reason);
         put("gso_reason", self.offloads.udp_gso.reason());
         put("inner", "tun".into());
-        put("aead", millrace_aead::backend_name().into());
+        let aead = millrace_aead::choice();
+        put("aead", aead.name().into());
+        put("aead_reason", aead.reason());
         let cores: Vec<String> = self.cores.iter().map(usize::to_string).collect();
         put("workers", cores.join(","));
         match steering {

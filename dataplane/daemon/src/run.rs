@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::thread::{self, JoinHandle};
 
-use millrace_config::config::Receive;
+use millrace_aead::{Backend, ChoiceError};
+use millrace_config::Exit;
+use millrace_config::config::{Aead, Receive};
 use millrace_ebpf::error::OtherProgram;
 use millrace_wg::device::{Device, DeviceConfig};
 use millrace_wg::timestamp::Tai64n;
@@ -72,6 +74,7 @@ pub struct Dataplane {
 impl Dataplane {
     /// Starts it without key and peers; those come by [`ControlHandle::set`].
     pub fn start(mut options: Options) -> Result<Self, Failure> {
+        choose_aead(options.plane.aead)?;
         let offloads = Arc::new(Offloads::new(&options.offload));
         let udp = UdpOptions { port: options.listen_port, fwmark: options.fwmark };
         // The first socket of the group: it settles the port. It must not share it with a program
@@ -212,6 +215,22 @@ impl Dataplane {
         }
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+}
+
+/// Measured now, before there are packets to wait for it.
+fn choose_aead(wanted: Aead) -> Result<(), Failure> {
+    let wanted = match wanted {
+        Aead::Auto => None,
+        Aead::Ring => Some(Backend::Ring),
+        Aead::Avx2 => Some(Backend::Avx2),
+        Aead::Avx512 => Some(Backend::Avx512),
+    };
+    let failed = |error: ChoiceError| {
+        let cure = "`aead` in [dataplane] and the variable MILLRACE_AEAD choose it";
+        Failure::new(Exit::NotSupported, error.to_string(), cure)
+    };
+    millrace_aead::choose(wanted).map_err(failed)?;
+    Ok(())
 }
 
 /// Starts the thread that runs AF_XDP, with a lane for each worker; or says why there is none.

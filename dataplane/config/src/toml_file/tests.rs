@@ -185,6 +185,7 @@ prop_compose! {
         peers in prop::collection::vec(any_peer(), 0..4),
         receive in prop::sample::select(RECEIVE.map(|(_, value)| value).to_vec()),
         transmit in prop::sample::select(TRANSMIT.map(|(_, value)| value).to_vec()),
+        aead in prop::sample::select(AEAD.map(|(_, value)| value).to_vec()),
         device in prop::collection::btree_set("[a-z][a-z0-9]{0,9}", 0..3),
         cores in prop::option::of(prop::collection::btree_set(0..64usize, 1..5)),
         switches: [bool; 6],
@@ -193,7 +194,7 @@ prop_compose! {
         let device = device.into_iter().collect();
         let [udp_gso, udp_gro, tun_tso, tun_uso, coalesce_tcp, coalesce_udp] = switches;
         let offload = Offload { udp_gso, udp_gro, tun_tso, tun_uso, coalesce_tcp, coalesce_udp };
-        let dataplane = Dataplane { receive, transmit, device, workers };
+        let dataplane = Dataplane { receive, transmit, aead, device, workers };
         Config { interface, dataplane, offload, peers, notes: Vec::new() }
     }
 }

@@ -1,0 +1,53 @@
+//! The AVX2 back-end: eight ChaCha20 blocks at a time, and Poly1305 of four texts at a time.
+
+mod chacha;
+mod poly;
+
+use crate::wide::{Engine, KeyBlocks, Lanes, TEXTS_MAX, Texts};
+use crate::{BLOCK_LEN, TAG_LEN};
+
+/// Proof that this CPU has everything that the functions below this module need.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// None if the CPU or the operating system lacks it.
+    pub(crate) fn detect() -> Option<Self> {
+        is_x86_feature_detected!("avx2").then_some(Self(()))
+    }
+}
+
+impl Engine for Avx2 {
+    const LANES: usize = chacha::LANES;
+
+    fn keystream(self, texts: &Texts<'_>, lanes: &Lanes, from: usize, to: &mut [[u8; BLOCK_LEN]]) {
+        // SAFETY: `self` exists only where the CPU has AVX2.
+        unsafe { chacha::keystream(texts, lanes, from, to) }
+    }
+
+    fn apply(self, texts: &mut Texts<'_>, lanes: &Lanes, from: usize) {
+        // SAFETY: as above.
+        unsafe { chacha::apply(texts, lanes, from) }
+    }
+
+    fn add_blocks(
+        self,
+        texts: &mut Texts<'_>,
+        lanes: &Lanes,
+        from: usize,
+        blocks: &[[u8; BLOCK_LEN]],
+    ) {
+        // SAFETY: as above.
+        unsafe { chacha::add_blocks(texts, lanes, from, blocks) }
+    }
+
+    fn apply_strips(self, key: &[u32; 8], counter: u64, text: &mut [u8]) {
+        // SAFETY: as above.
+        unsafe { chacha::apply_strips(key, counter, text) }
+    }
+
+    fn tags(self, keys: &KeyBlocks, texts: &Texts<'_>) -> [[u8; TAG_LEN]; TEXTS_MAX] {
+        // SAFETY: as above.
+        unsafe { poly::tags(keys, texts) }
+    }
+}

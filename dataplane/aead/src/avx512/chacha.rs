@@ -1,0 +1,240 @@
+//! ChaCha20 (RFC 8439 section 2.3), thirty-two blocks at a time: register `i` holds word `i` of
+//! sixteen states, so a quarter round is the same on every lane and nothing is shuffled between
+//! rounds; two such sets take turns, so that no operation waits for the one before it, and fill all
+//! thirty-two registers.
+//!
+//! Constant time: there is no branch and no index that depends on a key, a nonce or a text; lengths
+//! and the place of a lane are public.
+
+use std::arch::x86_64::*;
+
+use crate::BLOCK_LEN;
+use crate::wide::{CONSTANTS, Lanes, Texts};
+
+/// Blocks at a time.
+pub(super) const LANES: usize = 2 * SET;
+/// Blocks of one set of registers.
+const SET: usize = 16;
+/// Bytes of [`LANES`] blocks.
+const STRIP_LEN: usize = LANES * BLOCK_LEN;
+
+/// Writes the keystream of up to [`LANES`] lanes, from the lane `from`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn keystream(texts: &Texts<'_>, lanes: &Lanes, from: usize, to: &mut [[u8; BLOCK_LEN]]) {
+    for (to, block) in to.iter_mut().zip(blocks_of(texts, lanes, from).as_flattened()) {
+        store(to, *block);
+    }
+}
+
+/// Adds the keystream of up to [`LANES`] lanes, from the lane `from`, to their texts.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn apply(texts: &mut Texts<'_>, lanes: &Lanes, from: usize) {
+    let blocks = blocks_of(texts, lanes, from);
+    for (lane, block) in (from..lanes.len()).zip(blocks.as_flattened()) {
+        add(lanes.text(texts, lane), *block);
+    }
+}
+
+/// Adds blocks of keystream to the texts of as many lanes, from the lane `from`.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn add_blocks(
+    texts: &mut Texts<'_>,
+    lanes: &Lanes,
+    from: usize,
+    blocks: &[[u8; BLOCK_LEN]],
+) {
+    for (lane, block) in (from..lanes.len()).zip(blocks) {
+        add(lanes.text(texts, lane), load(block));
+    }
+}
+
+/// Adds the keystream of the block counters from 1 to the whole strips that a text begins with.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn apply_strips(key: &[u32; 8], counter: u64, text: &mut [u8]) {
+    let (strips, _) = text.as_chunks_mut::<STRIP_LEN>();
+    let mut first = [_mm512_setzero_si512(); 16];
+    for (to, &word) in first.iter_mut().zip(CONSTANTS.iter().chain(key)) {
+        *to = _mm512_set1_epi32(word as i32);
+    }
+    first[12] = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+    first[14] = _mm512_set1_epi32(counter as i32);
+    first[15] = _mm512_set1_epi32((counter >> 32) as i32);
+    let mut second = first;
+    second[12] = _mm512_add_epi32(second[12], _mm512_set1_epi32(SET as i32));
+    for strip in strips {
+        let blocks = two_sets(&first, &second);
+        let (texts, _) = strip.as_chunks_mut::<BLOCK_LEN>();
+        for (text, block) in texts.iter_mut().zip(blocks.as_flattened()) {
+            add(text, *block);
+        }
+        for state in [&mut first, &mut second] {
+            state[12] = _mm512_add_epi32(state[12], _mm512_set1_epi32(LANES as i32));
+        }
+    }
+}
+
+/// The keystream of up to [`LANES`] lanes, from the lane `from`; of lanes that do not exist, any.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn blocks_of(texts: &Texts<'_>, lanes: &Lanes, from: usize) -> [[__m512i; SET]; 2] {
+    let first = state(texts, lanes, from);
+    if lanes.len() - from <= SET {
+        // Half of the work would be for nobody.
+        return [one_set(&first), [_mm512_setzero_si512(); SET]];
+    }
+    two_sets(&first, &state(texts, lanes, from + SET))
+}
+
+/// The states before the first round.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn state(texts: &Texts<'_>, lanes: &Lanes, from: usize) -> [__m512i; 16] {
+    let mut state = [_mm512_setzero_si512(); 16];
+    for (to, &word) in state.iter_mut().zip(&CONSTANTS) {
+        *to = _mm512_set1_epi32(word as i32);
+    }
+    match texts.common_key() {
+        Some(key) => {
+            for (to, &word) in state[4..12].iter_mut().zip(key) {
+                *to = _mm512_set1_epi32(word as i32);
+            }
+        }
+        None => {
+            let mut words = [[0; SET]; 8];
+            for nth in 0..SET {
+                let key = texts.key(lanes.owner(from + nth));
+                for (word, row) in key.iter().zip(&mut words) {
+                    row[nth] = *word;
+                }
+            }
+            for (to, row) in state[4..12].iter_mut().zip(&words) {
+                *to = load_words(row);
+            }
+        }
+    }
+    let [block, low, high] = lanes.words::<SET>(from);
+    state[12] = load_words(block);
+    state[14] = load_words(low);
+    state[15] = load_words(high);
+    state
+}
+
+/// Quarter rounds side by side, on every set in turn. A macro: the registers' numbers must be
+/// constants.
+macro_rules! quarter_rounds {
+    ($v:tt, $([$a:literal $b:literal $c:literal $d:literal])*) => {
+        $(quarter_rounds!(@half $v, $a $b $d 16);)*
+        $(quarter_rounds!(@half $v, $c $d $b 12);)*
+        $(quarter_rounds!(@half $v, $a $b $d 8);)*
+        $(quarter_rounds!(@half $v, $c $d $b 7);)*
+    };
+    (@half [$($v:ident)*], $a:literal $b:literal $d:literal $bits:literal) => {
+        $(
+            $v[$a] = _mm512_add_epi32($v[$a], $v[$b]);
+            $v[$d] = _mm512_rol_epi32::<$bits>(_mm512_xor_si512($v[$d], $v[$a]));
+        )*
+    };
+}
+
+/// Twenty rounds, the final addition, and the transposition into whole blocks.
+#[target_feature(enable = "avx512f")]
+fn one_set(state: &[__m512i; 16]) -> [__m512i; SET] {
+    let mut v = *state;
+    for _ in 0..10 {
+        quarter_rounds!([v], [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
+        quarter_rounds!([v], [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
+    }
+    finish(v, state)
+}
+
+/// As [`one_set`], for two sets in four fifths of the time.
+#[target_feature(enable = "avx512f")]
+fn two_sets(first: &[__m512i; 16], second: &[__m512i; 16]) -> [[__m512i; SET]; 2] {
+    let (mut v, mut w) = (*first, *second);
+    for _ in 0..10 {
+        quarter_rounds!([v w], [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
+        quarter_rounds!([v w], [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
+    }
+    [finish(v, first), finish(w, second)]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn finish(mut v: [__m512i; 16], state: &[__m512i; 16]) -> [__m512i; SET] {
+    for (word, before) in v.iter_mut().zip(state) {
+        *word = _mm512_add_epi32(*word, *before);
+    }
+    transpose(v)
+}
+
+/// From word `i` of every block in register `i` to block `i` in register `i`: first 4 × 4 words
+/// inside of each quarter of a register, then 4 × 4 quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(v: [__m512i; 16]) -> [__m512i; SET] {
+    // quarters[w][j], quarter q: words 4w to 4w + 3 of the block 4q + j.
+    let mut quarters = [[v[0]; 4]; 4];
+    for w in 0..4 {
+        let low = _mm512_unpacklo_epi32(v[4 * w], v[4 * w + 1]);
+        let high = _mm512_unpackhi_epi32(v[4 * w], v[4 * w + 1]);
+        let next_low = _mm512_unpacklo_epi32(v[4 * w + 2], v[4 * w + 3]);
+        let next_high = _mm512_unpackhi_epi32(v[4 * w + 2], v[4 * w + 3]);
+        quarters[w] = [
+            _mm512_unpacklo_epi64(low, next_low),
+            _mm512_unpackhi_epi64(low, next_low),
+            _mm512_unpacklo_epi64(high, next_high),
+            _mm512_unpackhi_epi64(high, next_high),
+        ];
+    }
+    let mut blocks = v;
+    for j in 0..4 {
+        let [a, b, c, d] = [quarters[0][j], quarters[1][j], quarters[2][j], quarters[3][j]];
+        let first = _mm512_shuffle_i32x4::<0x44>(a, b);
+        let second = _mm512_shuffle_i32x4::<0xee>(a, b);
+        let third = _mm512_shuffle_i32x4::<0x44>(c, d);
+        let fourth = _mm512_shuffle_i32x4::<0xee>(c, d);
+        blocks[j] = _mm512_shuffle_i32x4::<0x88>(first, third);
+        blocks[4 + j] = _mm512_shuffle_i32x4::<0xdd>(first, third);
+        blocks[8 + j] = _mm512_shuffle_i32x4::<0x88>(second, fourth);
+        blocks[12 + j] = _mm512_shuffle_i32x4::<0xdd>(second, fourth);
+    }
+    blocks
+}
+
+/// To the first 64 bytes of a text, or to all if it has fewer.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn add(text: &mut [u8], block: __m512i) {
+    if let Some(whole) = text.first_chunk_mut() {
+        store(whole, _mm512_xor_si512(load(whole), block));
+    } else if !text.is_empty() {
+        let mask = !(u64::MAX << text.len());
+        // SAFETY: bytes beyond the slice's length are masked out, in the load and in the store.
+        unsafe {
+            let before = _mm512_maskz_loadu_epi8(mask, text.as_ptr().cast());
+            let after = _mm512_xor_si512(before, block);
+            _mm512_mask_storeu_epi8(text.as_mut_ptr().cast(), mask, after);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(from: &[u8; BLOCK_LEN]) -> __m512i {
+    // SAFETY: the array has the 64 bytes that are read, at any alignment.
+    unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(to: &mut [u8; BLOCK_LEN], block: __m512i) {
+    // SAFETY: the array has the 64 bytes that are written, at any alignment.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), block) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_words(words: &[u32; SET]) -> __m512i {
+    // SAFETY: the array has the 64 bytes that are read, at any alignment.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}

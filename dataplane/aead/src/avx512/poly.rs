@@ -1,0 +1,420 @@
+//! Poly1305 (RFC 8439 section 2.5) in eight lanes of three limbs of 44, 44 and 42 bits, multiplied
+//! with IFMA, which gives the low and the high 52 bits of a product.
+//!
+//! Two ways: eight texts at a time, each lane one text (Horner's rule in every lane, nothing to
+//! prepare); or one text at a time, its blocks in turn to eight lanes, which needs the powers of r
+//! up to the eighth. The choice depends on lengths alone.
+//!
+//! Constant time: there is no branch and no index that depends on a key or on a text; the final
+//! subtraction of the prime is a masked selection.
+
+use std::arch::x86_64::*;
+use std::array;
+
+use crate::wide::{KeyBlocks, TEXTS_MAX, Texts};
+use crate::{BLOCK_LEN, TAG_LEN};
+
+const LANES: usize = 8;
+/// Bytes of a Poly1305 block.
+const PIECE_LEN: usize = 16;
+const PIECES_PER_ROW: usize = BLOCK_LEN / PIECE_LEN;
+
+const LIMB: i64 = (1 << 44) - 1;
+const TOP_LIMB: i64 = (1 << 42) - 1;
+
+/// Tags of all `texts`, each followed by its padding and length (RFC 8439 section 2.8, without
+/// associated data).
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2")]
+pub(super) fn tags(keys: &KeyBlocks, texts: &Texts<'_>) -> [[u8; TAG_LEN]; TEXTS_MAX] {
+    let mut tags = [[0; TAG_LEN]; TEXTS_MAX];
+    let lens: [usize; TEXTS_MAX] = array::from_fn(|nth| texts.get(nth).len());
+    if across_is_cheaper(&lens[..texts.len()]) {
+        if texts.len() <= LANES {
+            across::<1>(keys, texts, &mut tags);
+        } else {
+            across::<2>(keys, texts, &mut tags);
+        }
+    } else {
+        for (nth, tag) in tags.iter_mut().enumerate().take(texts.len()) {
+            *tag = within(keys.block(nth), texts.get(nth));
+        }
+    }
+    tags
+}
+
+/// Blocks of a text: its own, the last one padded, and that of its length.
+fn pieces(len: usize) -> usize {
+    len.div_ceil(PIECE_LEN) + 1
+}
+
+/// In steps of eight blocks, as measured on Zen 4: one chain waits for its own products; two
+/// hide each other's waiting; preparing the powers of r costs as much as some steps.
+fn across_is_cheaper(lens: &[usize]) -> bool {
+    const ONE_CHAIN: usize = 36;
+    const TWO_CHAINS: usize = 46;
+    const WITHIN_STEP: usize = 33;
+    const WITHIN_FIXED: usize = 270;
+    let longest = lens.iter().copied().max().map_or(0, pieces);
+    let across = longest * if lens.len() > LANES { TWO_CHAINS } else { ONE_CHAIN };
+    let within: usize =
+        lens.iter().map(|&len| WITHIN_FIXED + WITHIN_STEP * pieces(len).div_ceil(LANES)).sum();
+    across < within
+}
+
+/// A value in each lane: limbs of 44, 44 and 42 bits, or a little more before a carry.
+type Value = [__m512i; 3];
+
+/// A multiplier in each lane.
+#[derive(Clone, Copy)]
+struct Multiplier {
+    limbs: Value,
+    /// Limbs 1 and 2 by 20: what passes 2^132 comes back by 2^132 = 20 modulo 2^130 - 5.
+    folded: [__m512i; 2],
+}
+
+impl Multiplier {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(limbs: Value) -> Self {
+        let folded = [limbs[1], limbs[2]].map(|limb| {
+            let by_four = _mm512_slli_epi64::<2>(limb);
+            _mm512_add_epi64(by_four, _mm512_slli_epi64::<4>(limb))
+        });
+        Self { limbs, folded }
+    }
+}
+
+/// `value * by + plus`. Bounds: every limb of `value` and of the result is below 2^46, those of
+/// `plus` below 2^45; sums of three products' halves stay below 2^54, so nothing is lost.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+fn multiply_add(value: Value, by: &Multiplier, plus: Value) -> Value {
+    let [a0, a1, a2] = value;
+    let [r0, r1, r2] = by.limbs;
+    let [s1, s2] = by.folded;
+    let zero = _mm512_setzero_si512();
+    let low = |sum, a, b| _mm512_madd52lo_epu64(sum, a, b);
+    let high = |sum, a, b| _mm512_madd52hi_epu64(sum, a, b);
+
+    let low0 = low(low(low(plus[0], a0, r0), a1, s2), a2, s1);
+    let low1 = low(low(low(plus[1], a0, r1), a1, r0), a2, s2);
+    let low2 = low(low(low(plus[2], a0, r2), a1, r1), a2, r0);
+    let high0 = high(high(high(zero, a0, r0), a1, s2), a2, s1);
+    let high1 = high(high(high(zero, a0, r1), a1, r0), a2, s2);
+    let high2 = high(high(high(zero, a0, r2), a1, r1), a2, r0);
+    // A high half begins at bit 52: 8 above the next limb, 10 above bit 130 behind the last one.
+    let limb1 = _mm512_add_epi64(low1, _mm512_slli_epi64::<8>(high0));
+    let limb2 = _mm512_add_epi64(low2, _mm512_slli_epi64::<8>(high1));
+    let over = _mm512_add_epi64(_mm512_srli_epi64::<42>(limb2), _mm512_slli_epi64::<10>(high2));
+    let limb0 = _mm512_madd52lo_epu64(low0, over, _mm512_set1_epi64(5));
+    let mask = _mm512_set1_epi64(LIMB);
+    [
+        _mm512_and_si512(limb0, mask),
+        _mm512_add_epi64(_mm512_and_si512(limb1, mask), _mm512_srli_epi64::<44>(limb0)),
+        _mm512_add_epi64(
+            _mm512_and_si512(limb2, _mm512_set1_epi64(TOP_LIMB)),
+            _mm512_srli_epi64::<44>(limb1),
+        ),
+    ]
+}
+
+/// Limbs of a block of 16 bytes in each lane. `above` is bit 128, as a multiple of it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vbmi2")]
+fn limbs(low: __m512i, high: __m512i, above: __m512i) -> Value {
+    let mask = _mm512_set1_epi64(LIMB);
+    [
+        _mm512_and_si512(low, mask),
+        _mm512_and_si512(_mm512_shrdi_epi64::<44>(low, high), mask),
+        _mm512_shrdi_epi64::<24>(high, above),
+    ]
+}
+
+/// Eight texts (or sixteen), each in a lane of its own. Lanes without a text compute the tag of an
+/// empty one, which nobody looks at.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2")]
+fn across<const CHAINS: usize>(
+    keys: &KeyBlocks,
+    texts: &Texts<'_>,
+    tags: &mut [[u8; TAG_LEN]; TEXTS_MAX],
+) {
+    let zero = _mm512_setzero_si512();
+    let one = _mm512_set1_epi64(1);
+    let mut text: [[&[u8]; LANES]; CHAINS] = [[&[]; LANES]; CHAINS];
+    let mut len = [[0; LANES]; CHAINS];
+    for (nth, (text, len)) in
+        text.as_flattened_mut().iter_mut().zip(len.as_flattened_mut()).enumerate()
+    {
+        *text = texts.get(nth);
+        *len = text.len() as u64;
+    }
+    let exist = &len.as_flattened()[..texts.len()];
+    let longest = exist.iter().copied().max().unwrap_or(0) as usize;
+    let shortest = exist.iter().copied().min().unwrap_or(0) as usize;
+    let mut by = [Multiplier::new([zero; 3]); CHAINS];
+    let mut pads = [[zero; 2]; CHAINS];
+    for chain in 0..CHAINS {
+        let mut rows = [zero; LANES];
+        for (lane, row) in rows.iter_mut().enumerate() {
+            *row = load_row(keys.block(chain * LANES + lane));
+        }
+        let [r, s, ..] = transpose(rows);
+        by[chain] = Multiplier::new(clamped(r));
+        pads[chain] = s;
+    }
+    let mut values: [Value; CHAINS] = [[zero; 3]; CHAINS];
+    // Rows that every text has.
+    for row in 0..shortest / BLOCK_LEN {
+        let mut pieces = [[[zero; 2]; CHAINS]; PIECES_PER_ROW];
+        for chain in 0..CHAINS {
+            let mut rows = [zero; LANES];
+            for (register, text) in rows.iter_mut().zip(&text[chain]) {
+                if let Some(row) = text.as_chunks().0.get(row) {
+                    *register = load_row(row);
+                }
+            }
+            for (pieces, piece) in pieces.iter_mut().zip(transpose(rows)) {
+                pieces[chain] = piece;
+            }
+        }
+        for pieces in pieces {
+            for chain in 0..CHAINS {
+                let [low, high] = pieces[chain];
+                values[chain] = multiply_add(values[chain], &by[chain], limbs(low, high, one));
+            }
+        }
+    }
+    // The rest, and the block of the length; a lane stays as it is when its text is over.
+    let mut lens = [zero; CHAINS];
+    let mut last_piece = [zero; CHAINS];
+    for chain in 0..CHAINS {
+        lens[chain] = load_words(&len[chain]);
+        let rounded_up = _mm512_add_epi64(lens[chain], _mm512_set1_epi64(PIECE_LEN as i64 - 1));
+        last_piece[chain] = _mm512_srli_epi64::<{ PIECE_LEN.ilog2() }>(rounded_up);
+    }
+    for row in shortest / BLOCK_LEN..pieces(longest).div_ceil(PIECES_PER_ROW) {
+        let mut pieces_of = [[[zero; 2]; PIECES_PER_ROW]; CHAINS];
+        for chain in 0..CHAINS {
+            let mut rows = [zero; LANES];
+            for (register, text) in rows.iter_mut().zip(&text[chain]) {
+                *register = load_part(text.get(row * BLOCK_LEN..).unwrap_or(&[]));
+            }
+            pieces_of[chain] = transpose(rows);
+        }
+        let first = row * PIECES_PER_ROW;
+        for nth in first..(first + PIECES_PER_ROW).min(pieces(longest)) {
+            let place = _mm512_set1_epi64(nth as i64);
+            for chain in 0..CHAINS {
+                let [low, high] = pieces_of[chain][nth - first];
+                let is_last = _mm512_cmpeq_epi64_mask(place, last_piece[chain]);
+                let high = _mm512_mask_mov_epi64(high, is_last, lens[chain]);
+                let next = multiply_add(values[chain], &by[chain], limbs(low, high, one));
+                let goes_on = _mm512_cmple_epi64_mask(place, last_piece[chain]);
+                for (value, next) in values[chain].iter_mut().zip(next) {
+                    *value = _mm512_mask_mov_epi64(*value, goes_on, next);
+                }
+            }
+        }
+    }
+    for chain in 0..CHAINS {
+        let value = multiply_add(values[chain], &by[chain], [zero; 3]);
+        let [low, high] = tag(value, pads[chain]);
+        let (low, high) = (words(low), words(high));
+        for lane in 0..LANES {
+            tags[chain * LANES + lane] = whole_tag(low[lane], high[lane]);
+        }
+    }
+}
+
+/// Up to 64 bytes of a text, and zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_part(rest: &[u8]) -> __m512i {
+    if let Some(whole) = rest.first_chunk() {
+        return load_row(whole);
+    }
+    if rest.is_empty() {
+        // Its address may be none: a load from there, masked out as it is, takes 100 ns.
+        return _mm512_setzero_si512();
+    }
+    let mask = !(u64::MAX << rest.len());
+    // SAFETY: bytes beyond the slice's length are masked out.
+    unsafe { _mm512_maskz_loadu_epi8(mask, rest.as_ptr().cast()) }
+}
+
+fn whole_tag(low: u64, high: u64) -> [u8; TAG_LEN] {
+    (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
+}
+
+/// One text, its blocks in turn to eight lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2")]
+fn within(key: &[u8; BLOCK_LEN], text: &[u8]) -> [u8; TAG_LEN] {
+    // Blocks are taken 0, 4, 1, 5, 2, 6, 3, 7, as unpacking two registers gives them.
+    let zero = _mm512_setzero_si512();
+    let one = _mm512_set1_epi64(1);
+    let [r, s, ..] = transpose([load_row(key); LANES]);
+    let r = Multiplier::new(clamped(r));
+    let squared = multiply_add(r.limbs, &r, [zero; 3]);
+    // Powers 2, 1 in every second lane; then up to 4, then to 8, the higher power in lower lanes.
+    let up_to_2: Value =
+        array::from_fn(|i| _mm512_mask_mov_epi64(r.limbs[i], 0b0101_0101, squared[i]));
+    let up_to_4 = multiply_add(up_to_2, &Multiplier::new(squared), [zero; 3]);
+    // Lanes: 4, 3, 4, 3, ...
+    let fourth: Value = up_to_4.map(|limb| _mm512_permutex_epi64::<0>(limb));
+    let low_half: Value =
+        array::from_fn(|i| _mm512_mask_mov_epi64(up_to_2[i], 0b0011_0011, up_to_4[i]));
+    // Lanes: 4, 3, 2, 1, 4, 3, 2, 1.
+    let high_half = multiply_add(low_half, &Multiplier::new(fourth), [zero; 3]);
+    // Lanes: 8, 7, 6, 5, 8, 7, 6, 5. Wanted: 8, 4, 7, 3, 6, 2, 5, 1.
+    let order = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    let powers: Value =
+        array::from_fn(|i| _mm512_permutex2var_epi64(high_half[i], order, low_half[i]));
+    let eighth: Value = high_half.map(|limb| _mm512_permutexvar_epi64(zero, limb));
+    let eighth = Multiplier::new(eighth);
+
+    let count = pieces(text.len());
+    let in_first = (count - 1) % LANES + 1;
+    // The first step has as many blocks as the others leave over, at the end.
+    const STEP_LEN: usize = LANES * PIECE_LEN;
+    let mut first = [0; STEP_LEN];
+    let from = STEP_LEN - in_first * PIECE_LEN;
+    let taken = text.len().min(STEP_LEN - from);
+    first[from..from + taken].copy_from_slice(&text[..taken]);
+    let is_only = count <= LANES;
+    if is_only {
+        first[STEP_LEN - 8..].copy_from_slice(&(text.len() as u64).to_le_bytes());
+    }
+    let exist = _mm512_cmpge_epi64_mask(
+        _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7),
+        _mm512_set1_epi64((LANES - in_first) as i64),
+    );
+    let [low, high] = unpack(&first);
+    let mut value = limbs(low, high, _mm512_maskz_mov_epi64(exist, one));
+    if !is_only {
+        let (steps, rest) = text[taken..].as_chunks::<STEP_LEN>();
+        for step in steps {
+            let [low, high] = unpack(step);
+            value = multiply_add(value, &eighth, limbs(low, high, one));
+        }
+        let mut last = [0; STEP_LEN];
+        last[..rest.len()].copy_from_slice(rest);
+        last[STEP_LEN - 8..].copy_from_slice(&(text.len() as u64).to_le_bytes());
+        let [low, high] = unpack(&last);
+        value = multiply_add(value, &eighth, limbs(low, high, one));
+    }
+    let value = multiply_add(value, &Multiplier::new(powers), [zero; 3]);
+    // Eight limbs below 2^46 add up to less than 2^49; the carry below takes more.
+    let value = value.map(|limb| _mm512_set1_epi64(_mm512_reduce_add_epi64(limb)));
+    let [low, high] = tag(value, s);
+    whole_tag(words(low)[0], words(high)[0])
+}
+
+/// Low and high halves of eight blocks of 16 bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn unpack(bytes: &[u8; LANES * PIECE_LEN]) -> [__m512i; 2] {
+    // SAFETY: the array has the twice 64 bytes that are read, at any alignment.
+    let [first, second] = unsafe {
+        let from = bytes.as_ptr();
+        [_mm512_loadu_si512(from.cast()), _mm512_loadu_si512(from.add(BLOCK_LEN).cast())]
+    };
+    [_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second)]
+}
+
+/// Limbs of r, with the bits cleared that must be (RFC 8439 section 2.5).
+#[inline]
+#[target_feature(enable = "avx512f,avx512vbmi2")]
+fn clamped([low, high]: [__m512i; 2]) -> Value {
+    let low = _mm512_and_si512(low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff));
+    let high = _mm512_and_si512(high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc));
+    limbs(low, high, _mm512_setzero_si512())
+}
+
+/// Reduces a value fully, adds `pad`, and returns the low and high half of each lane's tag.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn tag([mut h0, mut h1, mut h2]: Value, pad: [__m512i; 2]) -> [__m512i; 2] {
+    let mask = _mm512_set1_epi64(LIMB);
+    let top_mask = _mm512_set1_epi64(TOP_LIMB);
+    let by_five = |x| _mm512_add_epi64(x, _mm512_slli_epi64::<2>(x));
+    // Twice around: after that every limb is as short as it should be.
+    for _ in 0..2 {
+        h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
+        h0 = _mm512_and_si512(h0, mask);
+        h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
+        h1 = _mm512_and_si512(h1, mask);
+        h0 = _mm512_add_epi64(h0, by_five(_mm512_srli_epi64::<42>(h2)));
+        h2 = _mm512_and_si512(h2, top_mask);
+    }
+    h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
+    h0 = _mm512_and_si512(h0, mask);
+    h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
+    h1 = _mm512_and_si512(h1, mask);
+    // h - p, if that is not negative: h + 5 - 2^130.
+    let g0 = _mm512_add_epi64(h0, _mm512_set1_epi64(5));
+    let g1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(g0));
+    let g2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(g1));
+    let g2 = _mm512_sub_epi64(g2, _mm512_set1_epi64(1 << 42));
+    let fits = _mm512_cmpge_epi64_mask(g2, _mm512_setzero_si512());
+    h0 = _mm512_mask_and_epi64(h0, fits, g0, mask);
+    h1 = _mm512_mask_and_epi64(h1, fits, g1, mask);
+    h2 = _mm512_mask_mov_epi64(h2, fits, g2);
+    // Modulo 2^128.
+    let low = _mm512_or_si512(h0, _mm512_slli_epi64::<44>(h1));
+    let high = _mm512_or_si512(_mm512_srli_epi64::<20>(h1), _mm512_slli_epi64::<24>(h2));
+    let low = _mm512_add_epi64(low, pad[0]);
+    let carry = _mm512_cmplt_epu64_mask(low, pad[0]);
+    let high = _mm512_add_epi64(high, pad[1]);
+    [low, _mm512_mask_add_epi64(high, carry, high, _mm512_set1_epi64(1))]
+}
+
+/// From a row of four blocks in each register to the low and high halves of block `i` of all rows.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(rows: [__m512i; LANES]) -> [[__m512i; 2]; PIECES_PER_ROW] {
+    let mut halves = [[rows[0]; PIECES_PER_ROW]; 2];
+    for (parity, half) in halves.iter_mut().enumerate() {
+        let [a, b, c, d] = [rows[parity], rows[2 + parity], rows[4 + parity], rows[6 + parity]];
+        let first = _mm512_shuffle_i64x2::<0x44>(a, b);
+        let second = _mm512_shuffle_i64x2::<0xee>(a, b);
+        let third = _mm512_shuffle_i64x2::<0x44>(c, d);
+        let fourth = _mm512_shuffle_i64x2::<0xee>(c, d);
+        *half = [
+            _mm512_shuffle_i64x2::<0x88>(first, third),
+            _mm512_shuffle_i64x2::<0xdd>(first, third),
+            _mm512_shuffle_i64x2::<0x88>(second, fourth),
+            _mm512_shuffle_i64x2::<0xdd>(second, fourth),
+        ];
+    }
+    let [even, odd] = halves;
+    let mut pieces = [[rows[0]; 2]; PIECES_PER_ROW];
+    for (piece, (even, odd)) in pieces.iter_mut().zip(even.into_iter().zip(odd)) {
+        *piece = [_mm512_unpacklo_epi64(even, odd), _mm512_unpackhi_epi64(even, odd)];
+    }
+    pieces
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_row(bytes: &[u8; BLOCK_LEN]) -> __m512i {
+    // SAFETY: the array has the 64 bytes that are read, at any alignment.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_words(words: &[u64; LANES]) -> __m512i {
+    // SAFETY: the array has the 64 bytes that are read, at any alignment.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn words(register: __m512i) -> [u64; LANES] {
+    let mut words = [0; LANES];
+    // SAFETY: the array has the 64 bytes that are written, at any alignment.
+    unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), register) };
+    words
+}
