@@ -3,6 +3,7 @@
 //! daemon, the CLI, property tests and fuzzers all run the same code.
 #![forbid(unsafe_code)]
 
+mod claims;
 pub mod config;
 pub mod exit;
 pub mod key;

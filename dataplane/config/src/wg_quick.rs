@@ -2,11 +2,11 @@
 
 use ipnet::IpNet;
 
+use crate::claims::Claims;
 use crate::config::{Config, EndpointName, KeySource, Peer, Routes, is_interface_name, parse_net};
 use crate::key::{KeyError, PublicKey, SecretKey};
 use crate::limits;
 use crate::problem::{Problem, Problems, nearest, quoted};
-use crate::toml_file::Claims;
 
 const INTERFACE_WORDS: [&str; 12] = [
     "PrivateKey",

@@ -1,6 +1,12 @@
+use ipnet::IpNet;
 use proptest::prelude::*;
 
+use super::words::{AEAD, RECEIVE, TRANSMIT};
 use super::*;
+use crate::claims::Claims;
+use crate::config::*;
+use crate::key::PublicKey;
+use crate::reference::{TABLES, names_in};
 
 const KEY: &str = "AnPqrHBUF916ovweo4Po8I0uoPG3/lt3uHcTYVh5ixY=";
 const OTHER_KEY: &str = "GMuIA7abyIPboMosOGzYHKl3j7wQytjjVVujTaC0Xm8=";

@@ -1,0 +1,104 @@
+//! Writes a configuration as the operator would: a table each, defaults left out.
+
+use std::fmt::Write;
+
+use ipnet::IpNet;
+
+use crate::config::{Dataplane, Interface, KeySource, Offload, Peer, Routes, Workers};
+
+pub(super) fn interface(out: &mut String, interface: &Interface) {
+    line(out, format_args!("\n[interface]"));
+    line(out, format_args!("name = {}", string(&interface.name)));
+    write_key(out, "private_key_file", interface.private_key.as_ref());
+    if interface.listen_port != 0 {
+        line(out, format_args!("listen_port = {}", interface.listen_port));
+    }
+    write_nets(out, "address", &interface.address);
+    if let Some(mtu) = interface.mtu {
+        line(out, format_args!("mtu = {mtu}"));
+    }
+    if interface.fwmark != 0 {
+        line(out, format_args!("fwmark = {}", interface.fwmark));
+    }
+    if interface.routes == Routes::Off {
+        line(out, format_args!("routes = \"off\""));
+    }
+}
+
+pub(super) fn dataplane(out: &mut String, dataplane: &Dataplane) {
+    if *dataplane == Dataplane::default() {
+        return;
+    }
+    line(out, format_args!("\n[dataplane]"));
+    line(out, format_args!("receive = {}", string(dataplane.receive.word())));
+    line(out, format_args!("transmit = {}", string(dataplane.transmit.word())));
+    line(out, format_args!("aead = {}", string(dataplane.aead.word())));
+    if !dataplane.device.is_empty() {
+        let list: Vec<String> = dataplane.device.iter().map(|name| string(name)).collect();
+        line(out, format_args!("device = [{}]", list.join(", ")));
+    }
+    if let Workers::Cores(cores) = &dataplane.workers {
+        line(out, format_args!("workers = {cores:?}"));
+    }
+}
+
+pub(super) fn offload(out: &mut String, offload: &Offload) {
+    if *offload == Offload::default() {
+        return;
+    }
+    line(out, format_args!("\n[offload]"));
+    for (key, on) in [
+        ("udp_gso", offload.udp_gso),
+        ("udp_gro", offload.udp_gro),
+        ("tun_tso", offload.tun_tso),
+        ("tun_uso", offload.tun_uso),
+        ("coalesce_tcp", offload.coalesce_tcp),
+        ("coalesce_udp", offload.coalesce_udp),
+    ] {
+        line(out, format_args!("{key} = \"{}\"", if on { "auto" } else { "off" }));
+    }
+}
+
+pub(super) fn peer(out: &mut String, peer: &Peer) {
+    line(out, format_args!("\n[[peer]]"));
+    if let Some(name) = &peer.name {
+        line(out, format_args!("name = {}", string(name)));
+    }
+    line(out, format_args!("public_key = {}", string(&peer.public_key.to_base64())));
+    write_key(out, "preshared_key_file", peer.preshared_key.as_ref());
+    write_nets(out, "allowed_ips", &peer.allowed_ips);
+    if let Some(endpoint) = &peer.endpoint {
+        line(out, format_args!("endpoint = {}", string(&endpoint.to_string())));
+    }
+    if peer.keepalive_seconds != 0 {
+        line(out, format_args!("keepalive = \"{}s\"", peer.keepalive_seconds));
+    }
+}
+
+fn write_key(out: &mut String, key: &str, source: Option<&KeySource>) {
+    match source {
+        None => {}
+        Some(KeySource::File(path)) => {
+            line(out, format_args!("{key} = {}", string(&path.to_string_lossy())));
+        }
+        Some(KeySource::Inline(_)) => {
+            line(out, format_args!("# {key} = put the key into a file of mode 0600"));
+        }
+    }
+}
+
+fn write_nets(out: &mut String, key: &str, nets: &[IpNet]) {
+    if !nets.is_empty() {
+        let list: Vec<String> = nets.iter().map(|net| format!("\"{net}\"")).collect();
+        line(out, format_args!("{key} = [{}]", list.join(", ")));
+    }
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "{text}");
+}
+
+fn string(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
