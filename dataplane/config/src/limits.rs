@@ -8,8 +8,10 @@ pub const KEY_FILE_BYTES_MAX: usize = 256;
 pub const UAPI_REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Bytes of one line of UAPI text. The longest that we know is a warning of ours.
 pub const UAPI_LINE_BYTES_MAX: usize = 4096;
-/// Peers of one device.
-pub const PEERS_MAX: usize = 1 << 16;
+/// Peers of one device: the tables of receiving sessions, which XDP shares, are made for so many.
+pub const PEERS_MAX: usize = 1 << 14;
+/// Peers that one UAPI request names: every old one goes, and as many new ones come.
+pub const UAPI_REQUEST_PEERS_MAX: usize = 2 * PEERS_MAX;
 /// Problems listed for one file; a wrong file type would otherwise list thousands.
 pub const PROBLEMS_MAX: usize = 20;
 

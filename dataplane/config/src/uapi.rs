@@ -168,8 +168,8 @@ impl SetRequest {
     fn take(&mut self, line: &Line<'_>) -> Result<(), UapiError> {
         if line.key == "public_key" {
             let key = PublicKey::from_hex(line.value).map_err(|_| line.wrong(KEY_SHAPE))?;
-            if self.peers.len() >= limits::PEERS_MAX {
-                return Err(line.wrong("too many peers"));
+            if self.peers.len() >= limits::UAPI_REQUEST_PEERS_MAX {
+                return Err(line.wrong("the request names too many peers"));
             }
             self.peers.push(PeerChange::new(key));
             return Ok(());

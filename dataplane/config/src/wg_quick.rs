@@ -115,8 +115,9 @@ impl Reader {
             self.wrong("", &quoted(line), "[Interface] or [Peer]", "correct the section's name");
             return Section::None;
         }
-        if self.config.peers.len() >= limits::PEERS_MAX {
-            self.wrong("[Peer]", "too many peers", "at most 65536", "use several interfaces");
+        if self.config.peers.len() == limits::PEERS_MAX {
+            let expected = format!("at most {} peers", limits::PEERS_MAX);
+            self.wrong("[Peer]", "one peer more", &expected, "use several interfaces");
         }
         let public_key = PublicKey([0; 32]);
         let rest = Peer {
@@ -302,6 +303,25 @@ mod tests {
 
     fn problems(text: &str) -> String {
         Config::from_wg_quick(text, "wg0").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn one_peer_more_than_fits_is_an_error() {
+        let text = |peers: usize| {
+            let sections = (0..peers).map(|number| {
+                let mut key = [9; 32];
+                key[..8].copy_from_slice(&number.to_le_bytes());
+                format!("[Peer]\nPublicKey = {}\n", PublicKey(key).to_base64())
+            });
+            sections.collect::<String>()
+        };
+        let most = Config::from_wg_quick(&text(limits::PEERS_MAX), "wg0").unwrap();
+        assert_eq!(most.peers.len(), limits::PEERS_MAX);
+        let said = problems(&text(limits::PEERS_MAX + 2));
+        assert!(
+            said.contains("expected at most 16384 peers") && said.lines().count() == 1,
+            "{said}"
+        );
     }
 
     #[test]

@@ -124,7 +124,10 @@ struct Own {
 pub enum PeerRefused {
     #[error("the public key is our own: a peer needs the key of the other side")]
     OwnKey,
-    #[error("there are {limit} peers already, and the session table has room for no more")]
+    #[error(
+        "there are {limit} peers already, and the session table has room for no more: remove \
+             some, or use a second interface"
+    )]
     TooMany { limit: usize },
 }
 

@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// Commands that may wait; each is an operator's action, so a full queue means a stuck thread.
 const COMMANDS_MAX: usize = 64;
-/// No command takes the slow thread longer than this; 65,000 peers are set in less.
+/// No command takes the slow thread longer than this; `PEERS_MAX` peers are set in less.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the slow thread is asked to do. A dropped `reply` means that it will not.

@@ -10,8 +10,10 @@ use std::thread::{self, JoinHandle};
 use millrace_aead::{Backend, ChoiceError};
 use millrace_config::Exit;
 use millrace_config::config::{Aead, Receive};
+use millrace_config::limits::PEERS_MAX;
 use millrace_ebpf::error::OtherProgram;
 use millrace_wg::device::{Device, DeviceConfig};
+use millrace_wg::limits::SESSIONS_PER_PEER;
 use millrace_wg::timestamp::Tai64n;
 use millrace_wg::{DropCounters, Shared};
 use rand::TryRngCore;
@@ -38,8 +40,9 @@ use crate::steering::Steering;
 use crate::watchdog::Pulse;
 use crate::worker::{Context, End, Worker};
 
-/// Receiving sessions that the tables hold: with `SESSIONS_PER_PEER` for each, 16,384 peers.
-const SESSIONS_MAX: usize = 1 << 16;
+/// Receiving sessions that the tables hold.
+const SESSIONS_MAX: usize = PEERS_MAX * SESSIONS_PER_PEER;
+const _: () = assert!(SESSIONS_MAX.is_power_of_two(), "the place of an index is its low bits");
 
 /// What does not change while a data plane runs.
 pub struct Options {

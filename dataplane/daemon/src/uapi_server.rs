@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use millrace_config::Exit;
+use millrace_config::limits::UAPI_REQUEST_BYTES_MAX;
 use millrace_config::uapi::{Errno, Request, errno_text};
 use zeroize::Zeroizing;
 
@@ -22,8 +23,6 @@ use crate::failure::Failure;
 
 const DIRECTORY: &str = "/run/wireguard";
 const CLIENTS_MAX: usize = 16;
-/// 65,000 peers with a few prefixes each.
-const REQUEST_LEN_MAX: usize = 32 << 20;
 /// A client that neither sends nor takes anything for this long is left.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -123,7 +122,7 @@ fn serve(mut stream: UnixStream, control: &ControlHandle) -> io::Result<()> {
             stream.write_all(answer.as_bytes())?;
             pending.drain(..len);
         }
-        if taken == 0 || pending.len() > REQUEST_LEN_MAX {
+        if taken == 0 || pending.len() > UAPI_REQUEST_BYTES_MAX {
             if !pending.iter().all(u8::is_ascii_whitespace) {
                 stream.write_all(errno_text(Errno::Invalid).as_bytes())?;
             }

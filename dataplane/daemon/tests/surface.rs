@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use common::{World, ask};
 use millrace_config::SecretKey;
+use millrace_config::limits::PEERS_MAX;
 use millrace_config::status::{Health, Status};
 use millrace_config::uapi::DeviceState;
 use millrace_lab::{Gateway, Implementation, Lab, Namespace, TunnelOptions, wait_for};
-use millrace_wg::limits::SESSIONS_PER_PEER;
 use rustix::fs::inotify::{self, WatchFlags};
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -172,7 +172,7 @@ fn peers_that_cannot_be_are_told_of() {
         many += &format!("public_key={number:062x}05\n");
     }
     assert_eq!(ask(&name, &(many + "\n")), "errno=-12\n\n");
-    assert_eq!(count(&world), (1 << 16) / SESSIONS_PER_PEER);
+    assert_eq!(count(&world), PEERS_MAX);
     assert!(notes(&world).iter().any(|note| note.contains("room for no more")));
     world.ping(&world.site.a, &world.site.b, 2);
     world.finish();

@@ -178,6 +178,11 @@ impl<'t> Reader<'t> {
             self.wrong(top, "peer", &seen, "tables [[peer]]", "write [[peer]] above each peer");
             return;
         };
+        if items.len() > limits::PEERS_MAX {
+            let (seen, expected) =
+                (format!("{} peers", items.len()), format!("at most {}", limits::PEERS_MAX));
+            self.wrong(top, "peer", &seen, &expected, "use several interfaces");
+        }
         let mut claims = Claims::default();
         for (index, item) in items.iter().take(limits::PEERS_MAX).enumerate() {
             let label = format!("peer[{}]", index + 1);

@@ -48,6 +48,22 @@ fn unknown_keys_are_placed_and_corrected() {
 }
 
 #[test]
+fn one_peer_more_than_fits_is_an_error() {
+    let text = |peers: usize| {
+        let tables = (0..peers).map(|number| {
+            let mut key = [9; 32];
+            key[..8].copy_from_slice(&number.to_le_bytes());
+            format!("[[peer]]\npublic_key = \"{}\"\n", PublicKey(key).to_base64())
+        });
+        "schema = 1\n".to_owned() + &tables.collect::<String>()
+    };
+    let most = Config::from_toml(&text(limits::PEERS_MAX)).unwrap();
+    assert_eq!(most.peers.len(), limits::PEERS_MAX);
+    let said = problems(&text(limits::PEERS_MAX + 1));
+    assert!(said.contains("peer: 16385 peers; expected at most 16384; use several"), "{said}");
+}
+
+#[test]
 fn values_out_of_shape_name_what_was_seen_and_the_cure() {
     for (text, wanted) in [
         ("schema = 2".to_owned(), "schema: \"2\"; expected the format version 1"),
