@@ -22,7 +22,7 @@ pub(crate) fn backends() -> Vec<Backend> {
     if !missing.is_empty() {
         line += &format!("; NOT TESTED, this CPU lacks them: {}", names(&missing));
     }
-    writeln!(stderr(), "{line}").unwrap();
+    stderr().write_all((line + "\n").as_bytes()).unwrap();
     assert_eq!(here[0], Backend::Ring, "ring runs everywhere");
     #[cfg(target_arch = "x86_64")]
     {
