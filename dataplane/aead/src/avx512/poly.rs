@@ -18,6 +18,8 @@ const LANES: usize = 8;
 /// Bytes of a Poly1305 block.
 const PIECE_LEN: usize = 16;
 const PIECES_PER_ROW: usize = BLOCK_LEN / PIECE_LEN;
+/// Blocks that are multiplied with powers of r before a carry: more powers would not fit registers.
+const POWERS: usize = 2;
 
 const LIMB: i64 = (1 << 44) - 1;
 const TOP_LIMB: i64 = (1 << 42) - 1;
@@ -64,6 +66,9 @@ fn across_is_cheaper(lens: &[usize]) -> bool {
 /// A value in each lane: limbs of 44, 44 and 42 bits, or a little more before a carry.
 type Value = [__m512i; 3];
 
+/// The low and the high half of a block of 16 bytes in each lane.
+type Piece = [__m512i; 2];
+
 /// A multiplier in each lane.
 #[derive(Clone, Copy)]
 struct Multiplier {
@@ -84,29 +89,36 @@ impl Multiplier {
     }
 }
 
-/// `value * by + plus`. Bounds: every limb of `value` and of the result is below 2^46, those of
-/// `plus` below 2^45; sums of three products' halves stay below 2^54, so nothing is lost.
+/// The sum of the products of values and multipliers. Bounds: limbs 0 and 1 of a value are below
+/// 2^46, limb 2 is below 2^44, and there are at most [`POWERS`] products: their halves, of
+/// 52 bits, add up to less than 2^55, so nothing is lost. Of the result, limb 0 is below 2^44, the
+/// others are below 2^44 + 2^12 and 2^42 + 2^13.
 #[inline]
 #[target_feature(enable = "avx512f,avx512ifma")]
-fn multiply_add(value: Value, by: &Multiplier, plus: Value) -> Value {
-    let [a0, a1, a2] = value;
-    let [r0, r1, r2] = by.limbs;
-    let [s1, s2] = by.folded;
-    let zero = _mm512_setzero_si512();
-    let low = |sum, a, b| _mm512_madd52lo_epu64(sum, a, b);
-    let high = |sum, a, b| _mm512_madd52hi_epu64(sum, a, b);
-
-    let low0 = low(low(low(plus[0], a0, r0), a1, s2), a2, s1);
-    let low1 = low(low(low(plus[1], a0, r1), a1, r0), a2, s2);
-    let low2 = low(low(low(plus[2], a0, r2), a1, r1), a2, r0);
-    let high0 = high(high(high(zero, a0, r0), a1, s2), a2, s1);
-    let high1 = high(high(high(zero, a0, r1), a1, r0), a2, s2);
-    let high2 = high(high(high(zero, a0, r2), a1, r1), a2, r0);
+fn multiply<const COUNT: usize>(values: [Value; COUNT], by: [&Multiplier; COUNT]) -> Value {
+    const { assert!(COUNT <= POWERS) };
+    let mut low = [_mm512_setzero_si512(); 3];
+    let mut high = low;
+    for ([a0, a1, a2], by) in values.into_iter().zip(by) {
+        let [r0, r1, r2] = by.limbs;
+        let [s1, s2] = by.folded;
+        let columns = [
+            [(a0, r0), (a1, s2), (a2, s1)],
+            [(a0, r1), (a1, r0), (a2, s2)],
+            [(a0, r2), (a1, r1), (a2, r0)],
+        ];
+        for ((low, high), column) in low.iter_mut().zip(&mut high).zip(columns) {
+            for (a, r) in column {
+                *low = _mm512_madd52lo_epu64(*low, a, r);
+                *high = _mm512_madd52hi_epu64(*high, a, r);
+            }
+        }
+    }
     // A high half begins at bit 52: 8 above the next limb, 10 above bit 130 behind the last one.
-    let limb1 = _mm512_add_epi64(low1, _mm512_slli_epi64::<8>(high0));
-    let limb2 = _mm512_add_epi64(low2, _mm512_slli_epi64::<8>(high1));
-    let over = _mm512_add_epi64(_mm512_srli_epi64::<42>(limb2), _mm512_slli_epi64::<10>(high2));
-    let limb0 = _mm512_madd52lo_epu64(low0, over, _mm512_set1_epi64(5));
+    let limb1 = _mm512_add_epi64(low[1], _mm512_slli_epi64::<8>(high[0]));
+    let limb2 = _mm512_add_epi64(low[2], _mm512_slli_epi64::<8>(high[1]));
+    let over = _mm512_add_epi64(_mm512_srli_epi64::<42>(limb2), _mm512_slli_epi64::<10>(high[2]));
+    let limb0 = _mm512_madd52lo_epu64(low[0], over, _mm512_set1_epi64(5));
     let mask = _mm512_set1_epi64(LIMB);
     [
         _mm512_and_si512(limb0, mask),
@@ -118,10 +130,16 @@ fn multiply_add(value: Value, by: &Multiplier, plus: Value) -> Value {
     ]
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sum(a: Value, b: Value) -> Value {
+    [_mm512_add_epi64(a[0], b[0]), _mm512_add_epi64(a[1], b[1]), _mm512_add_epi64(a[2], b[2])]
+}
+
 /// Limbs of a block of 16 bytes in each lane. `above` is bit 128, as a multiple of it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi2")]
-fn limbs(low: __m512i, high: __m512i, above: __m512i) -> Value {
+fn limbs([low, high]: Piece, above: __m512i) -> Value {
     let mask = _mm512_set1_epi64(LIMB);
     [
         _mm512_and_si512(low, mask),
@@ -152,7 +170,8 @@ fn across<const CHAINS: usize>(
     let exist = &len.as_flattened()[..texts.len()];
     let longest = exist.iter().copied().max().unwrap_or(0) as usize;
     let shortest = exist.iter().copied().min().unwrap_or(0) as usize;
-    let mut by = [Multiplier::new([zero; 3]); CHAINS];
+    // Of r, from the first on.
+    let mut powers = [[Multiplier::new([zero; 3]); POWERS]; CHAINS];
     let mut pads = [[zero; 2]; CHAINS];
     for chain in 0..CHAINS {
         let mut rows = [zero; LANES];
@@ -160,28 +179,31 @@ fn across<const CHAINS: usize>(
             *row = load_row(keys.block(chain * LANES + lane));
         }
         let [r, s, ..] = transpose(rows);
-        by[chain] = Multiplier::new(clamped(r));
         pads[chain] = s;
+        let r = Multiplier::new(clamped(r));
+        powers[chain] = [r, Multiplier::new(multiply([r.limbs], [&r]))];
     }
     let mut values: [Value; CHAINS] = [[zero; 3]; CHAINS];
     // Rows that every text has.
     for row in 0..shortest / BLOCK_LEN {
-        let mut pieces = [[[zero; 2]; CHAINS]; PIECES_PER_ROW];
-        for chain in 0..CHAINS {
+        let mut pieces = [[[zero; 2]; PIECES_PER_ROW]; CHAINS];
+        for (pieces, text) in pieces.iter_mut().zip(&text) {
             let mut rows = [zero; LANES];
-            for (register, text) in rows.iter_mut().zip(&text[chain]) {
+            for (register, text) in rows.iter_mut().zip(text) {
                 if let Some(row) = text.as_chunks().0.get(row) {
                     *register = load_row(row);
                 }
             }
-            for (pieces, piece) in pieces.iter_mut().zip(transpose(rows)) {
-                pieces[chain] = piece;
-            }
+            *pieces = transpose(rows);
         }
-        for pieces in pieces {
+        for pair in 0..PIECES_PER_ROW / POWERS {
             for chain in 0..CHAINS {
-                let [low, high] = pieces[chain];
-                values[chain] = multiply_add(values[chain], &by[chain], limbs(low, high, one));
+                let (pieces, _) = pieces[chain].as_chunks::<POWERS>();
+                let [first, second] = pieces[pair];
+                let [r1, r2] = &powers[chain];
+                let first = sum(values[chain], limbs(first, one));
+                // The one last that waits for the pair before.
+                values[chain] = multiply([limbs(second, one), first], [r1, r2]);
             }
         }
     }
@@ -209,7 +231,8 @@ fn across<const CHAINS: usize>(
                 let [low, high] = pieces_of[chain][nth - first];
                 let is_last = _mm512_cmpeq_epi64_mask(place, last_piece[chain]);
                 let high = _mm512_mask_mov_epi64(high, is_last, lens[chain]);
-                let next = multiply_add(values[chain], &by[chain], limbs(low, high, one));
+                let next = sum(values[chain], limbs([low, high], one));
+                let next = multiply([next], [&powers[chain][0]]);
                 let goes_on = _mm512_cmple_epi64_mask(place, last_piece[chain]);
                 for (value, next) in values[chain].iter_mut().zip(next) {
                     *value = _mm512_mask_mov_epi64(*value, goes_on, next);
@@ -218,8 +241,7 @@ fn across<const CHAINS: usize>(
         }
     }
     for chain in 0..CHAINS {
-        let value = multiply_add(values[chain], &by[chain], [zero; 3]);
-        let [low, high] = tag(value, pads[chain]);
+        let [low, high] = tag(values[chain], pads[chain]);
         let (low, high) = (words(low), words(high));
         for lane in 0..LANES {
             tags[chain * LANES + lane] = whole_tag(low[lane], high[lane]);
@@ -251,70 +273,89 @@ fn whole_tag(low: u64, high: u64) -> [u8; TAG_LEN] {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2")]
 fn within(key: &[u8; BLOCK_LEN], text: &[u8]) -> [u8; TAG_LEN] {
-    // Blocks are taken 0, 4, 1, 5, 2, 6, 3, 7, as unpacking two registers gives them.
-    let zero = _mm512_setzero_si512();
+    const STEP_LEN: usize = LANES * PIECE_LEN;
     let one = _mm512_set1_epi64(1);
-    let [r, s, ..] = transpose([load_row(key); LANES]);
-    let r = Multiplier::new(clamped(r));
-    let squared = multiply_add(r.limbs, &r, [zero; 3]);
-    // Powers 2, 1 in every second lane; then up to 4, then to 8, the higher power in lower lanes.
-    let up_to_2: Value =
-        array::from_fn(|i| _mm512_mask_mov_epi64(r.limbs[i], 0b0101_0101, squared[i]));
-    let up_to_4 = multiply_add(up_to_2, &Multiplier::new(squared), [zero; 3]);
-    // Lanes: 4, 3, 4, 3, ...
-    let fourth: Value = up_to_4.map(|limb| _mm512_permutex_epi64::<0>(limb));
-    let low_half: Value =
-        array::from_fn(|i| _mm512_mask_mov_epi64(up_to_2[i], 0b0011_0011, up_to_4[i]));
-    // Lanes: 4, 3, 2, 1, 4, 3, 2, 1.
-    let high_half = multiply_add(low_half, &Multiplier::new(fourth), [zero; 3]);
-    // Lanes: 8, 7, 6, 5, 8, 7, 6, 5. Wanted: 8, 4, 7, 3, 6, 2, 5, 1.
-    let order = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-    let powers: Value =
-        array::from_fn(|i| _mm512_permutex2var_epi64(high_half[i], order, low_half[i]));
-    let eighth: Value = high_half.map(|limb| _mm512_permutexvar_epi64(zero, limb));
-    let eighth = Multiplier::new(eighth);
+    let [r, pad, ..] = transpose([load_row(key); LANES]);
+    let r = clamped(r);
+    let [lanes, eighth] = powers(r);
+    let sixteenth = Multiplier::new(multiply([eighth.limbs], [&eighth]));
 
+    // The first step has as many blocks as the others leave over, at its end.
     let count = pieces(text.len());
     let in_first = (count - 1) % LANES + 1;
-    // The first step has as many blocks as the others leave over, at the end.
-    const STEP_LEN: usize = LANES * PIECE_LEN;
     let mut first = [0; STEP_LEN];
     let from = STEP_LEN - in_first * PIECE_LEN;
     let taken = text.len().min(STEP_LEN - from);
     first[from..from + taken].copy_from_slice(&text[..taken]);
+    let len = (text.len() as u64).to_le_bytes();
     let is_only = count <= LANES;
     if is_only {
-        first[STEP_LEN - 8..].copy_from_slice(&(text.len() as u64).to_le_bytes());
+        first[STEP_LEN - 8..].copy_from_slice(&len);
     }
     let exist = _mm512_cmpge_epi64_mask(
         _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7),
         _mm512_set1_epi64((LANES - in_first) as i64),
     );
-    let [low, high] = unpack(&first);
-    let mut value = limbs(low, high, _mm512_maskz_mov_epi64(exist, one));
+    let mut value = limbs(unpack(&first), _mm512_maskz_mov_epi64(exist, one));
     if !is_only {
         let (steps, rest) = text[taken..].as_chunks::<STEP_LEN>();
-        for step in steps {
-            let [low, high] = unpack(step);
-            value = multiply_add(value, &eighth, limbs(low, high, one));
+        let (pairs, single) = steps.as_chunks::<2>();
+        for [even, odd] in pairs {
+            let (even, odd) = (limbs(unpack(even), one), limbs(unpack(odd), one));
+            value = sum(multiply([even, value], [&eighth, &sixteenth]), odd);
+        }
+        if let [step] = single {
+            value = sum(multiply([value], [&eighth]), limbs(unpack(step), one));
         }
         let mut last = [0; STEP_LEN];
         last[..rest.len()].copy_from_slice(rest);
-        last[STEP_LEN - 8..].copy_from_slice(&(text.len() as u64).to_le_bytes());
-        let [low, high] = unpack(&last);
-        value = multiply_add(value, &eighth, limbs(low, high, one));
+        last[STEP_LEN - 8..].copy_from_slice(&len);
+        value = sum(multiply([value], [&eighth]), limbs(unpack(&last), one));
     }
-    let value = multiply_add(value, &Multiplier::new(powers), [zero; 3]);
-    // Eight limbs below 2^46 add up to less than 2^49; the carry below takes more.
-    let value = value.map(|limb| _mm512_set1_epi64(_mm512_reduce_add_epi64(limb)));
-    let [low, high] = tag(value, s);
+    // Eight limbs below 2^45 add up to less than 2^48; the carry below takes more.
+    let mut value = multiply([value], [&lanes]);
+    for limb in &mut value {
+        *limb = _mm512_set1_epi64(_mm512_reduce_add_epi64(*limb));
+    }
+    let [low, high] = tag(value, pad);
     whole_tag(words(low)[0], words(high)[0])
+}
+
+/// What each lane's block is multiplied with in the last step, and the eighth power for all lanes.
+/// Lanes take the blocks 0, 4, 1, 5, 2, 6, 3, 7, as unpacking two registers gives them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+fn powers(r: Value) -> [Multiplier; 2] {
+    let squared = multiply([r], [&Multiplier::new(r)]);
+    let (mut low, mut all) = (r, r);
+    // Lanes: 2, 1, 2, 1, ...
+    for (low, squared) in low.iter_mut().zip(squared) {
+        *low = _mm512_mask_mov_epi64(*low, 0b0101_0101, squared);
+    }
+    // Lanes: 4, 3, 4, 3, ...
+    let next = multiply([low], [&Multiplier::new(squared)]);
+    let mut fourth = next;
+    for limb in &mut fourth {
+        *limb = _mm512_permutex_epi64::<0>(*limb);
+    }
+    // Lanes: 4, 3, 2, 1, 4, 3, 2, 1, and by the fourth power 8, 7, 6, 5, 8, 7, 6, 5.
+    for (low, next) in low.iter_mut().zip(next) {
+        *low = _mm512_mask_mov_epi64(*low, 0b0011_0011, next);
+    }
+    let high = multiply([low], [&Multiplier::new(fourth)]);
+    let mut eighth = high;
+    let order = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    for nth in 0..3 {
+        all[nth] = _mm512_permutex2var_epi64(high[nth], order, low[nth]);
+        eighth[nth] = _mm512_broadcastq_epi64(_mm512_castsi512_si128(high[nth]));
+    }
+    [Multiplier::new(all), Multiplier::new(eighth)]
 }
 
 /// Low and high halves of eight blocks of 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn unpack(bytes: &[u8; LANES * PIECE_LEN]) -> [__m512i; 2] {
+fn unpack(bytes: &[u8; LANES * PIECE_LEN]) -> Piece {
     // SAFETY: the array has the twice 64 bytes that are read, at any alignment.
     let [first, second] = unsafe {
         let from = bytes.as_ptr();
@@ -326,16 +367,16 @@ fn unpack(bytes: &[u8; LANES * PIECE_LEN]) -> [__m512i; 2] {
 /// Limbs of r, with the bits cleared that must be (RFC 8439 section 2.5).
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi2")]
-fn clamped([low, high]: [__m512i; 2]) -> Value {
+fn clamped([low, high]: Piece) -> Value {
     let low = _mm512_and_si512(low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff));
     let high = _mm512_and_si512(high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc));
-    limbs(low, high, _mm512_setzero_si512())
+    limbs([low, high], _mm512_setzero_si512())
 }
 
 /// Reduces a value fully, adds `pad`, and returns the low and high half of each lane's tag.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn tag([mut h0, mut h1, mut h2]: Value, pad: [__m512i; 2]) -> [__m512i; 2] {
+fn tag([mut h0, mut h1, mut h2]: Value, pad: Piece) -> Piece {
     let mask = _mm512_set1_epi64(LIMB);
     let top_mask = _mm512_set1_epi64(TOP_LIMB);
     let by_five = |x| _mm512_add_epi64(x, _mm512_slli_epi64::<2>(x));
@@ -373,7 +414,7 @@ fn tag([mut h0, mut h1, mut h2]: Value, pad: [__m512i; 2]) -> [__m512i; 2] {
 /// From a row of four blocks in each register to the low and high halves of block `i` of all rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512i; LANES]) -> [[__m512i; 2]; PIECES_PER_ROW] {
+fn transpose(rows: [__m512i; LANES]) -> [Piece; PIECES_PER_ROW] {
     let mut halves = [[rows[0]; PIECES_PER_ROW]; 2];
     for (parity, half) in halves.iter_mut().enumerate() {
         let [a, b, c, d] = [rows[parity], rows[2 + parity], rows[4 + parity], rows[6 + parity]];
