@@ -56,6 +56,8 @@ struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Contender {
     Millrace,
+    /// millrace with ring's AEAD instead of its own.
+    MillraceRing,
     WireguardGo,
     Gotatun,
     Boringtun,
@@ -122,7 +124,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let (mut samples, mut failures) = (Vec::new(), Vec::new());
     for round in 1..=arguments.rounds {
         for &contender in &arguments.peers {
-            let name = contender.implementation().name();
+            let name = contender.name();
             eprintln!("round {round} of {}: {name}", arguments.rounds);
             if let Err(error) = measure(arguments, contender, &tests, &mut samples, &mut failures) {
                 let reason = format!("round {round}: {error}");
@@ -168,7 +170,9 @@ fn measure(
         verbose: false,
         toml: arguments.toml.clone(),
         // Both gateways are on this machine: pinned workers must not meet on one core.
-        side_toml: [0, 1].map(|core| format!("[dataplane]\nworkers = [{core}]\n")),
+        side_toml: [0, 1].map(|core| {
+            format!("[dataplane]\nworkers = [{core}]\naead = \"{}\"\n", contender.aead())
+        }),
         ..TunnelOptions::default()
     };
     let mut tunnel = Tunnel::start(&lab, &site, [implementation; 2], &options)?;
@@ -177,13 +181,13 @@ fn measure(
     for &test in tests {
         match sample(arguments.seconds, &lab, &site, &mut tunnel, test) {
             Ok(measured) => samples.push(Sample {
-                implementation: implementation.name().into(),
+                implementation: contender.name().into(),
                 version: version.clone(),
                 test: test.name,
                 ..measured
             }),
             Err(error) => failures.push(Failure {
-                implementation: implementation.name().into(),
+                implementation: contender.name().into(),
                 test: test.name.into(),
                 reason: error.to_string(),
             }),
@@ -274,6 +278,7 @@ fn write_files(directory: &Path, report: &Report) -> Result<()> {
 }
 
 impl Contender {
+    /// What is compared by default; the variant with ring's AEAD is for looking at ours alone.
     const ALL: [Self; 5] = [
         Self::Millrace,
         Self::WireguardGo,
@@ -282,11 +287,22 @@ impl Contender {
         Self::WireguardGoDebian,
     ];
 
+    fn name(self) -> &'static str {
+        match self {
+            Self::MillraceRing => "millrace, aead = ring",
+            _ => self.implementation().name(),
+        }
+    }
+
+    fn aead(self) -> &'static str {
+        if self == Self::MillraceRing { "ring" } else { "auto" }
+    }
+
     fn implementation(self) -> Implementation {
         match self {
             Self::Boringtun => Implementation::Boringtun,
             Self::Gotatun => Implementation::Gotatun,
-            Self::Millrace => Implementation::Millrace,
+            Self::Millrace | Self::MillraceRing => Implementation::Millrace,
             Self::WireguardGo => Implementation::WireguardGo,
             Self::WireguardGoDebian => Implementation::WireguardGoDebian,
         }
@@ -308,7 +324,7 @@ impl Contender {
             Self::WireguardGoDebian => {
                 output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "wireguard-go"]))
             }
-            Self::Boringtun | Self::Gotatun | Self::Millrace => {
+            Self::Boringtun | Self::Gotatun | Self::Millrace | Self::MillraceRing => {
                 output(Command::new(&program).arg("--version")).and_then(|text| {
                     let is_version = |word: &&str| word.contains('.');
                     text.split_whitespace().find(is_version).map(str::to_owned)
