@@ -306,3 +306,6 @@ fn wipe(blocks: &mut [[u8; BLOCK_LEN]]) {
     // The compiler must not know that nobody reads this.
     black_box(blocks);
 }
+
+#[cfg(test)]
+mod tests;
