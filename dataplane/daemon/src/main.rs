@@ -1,5 +1,6 @@
 //! `millrace-dataplane`: the WireGuard data plane of one interface, in the foreground.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -68,7 +69,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn start_log(arguments: &Arguments) {
     let filter =
         EnvFilter::try_new(&arguments.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // A journal or a file is read by `grep`.
+        .with_ansi(std::io::stderr().is_terminal());
     match arguments.log_format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.with_target(false).init(),
