@@ -3,14 +3,14 @@
 //!
 //! Every change is "make it so": repeated, it changes nothing.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use millrace_config::Exit;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
@@ -18,6 +18,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::failure::Failure;
 use crate::io::netlink::{Netlink, RouteSocket, family};
@@ -35,7 +36,7 @@ impl Interface {
         let found =
             Netlink::new().and_then(|netlink| netlink.link_by_name(name)).map_err(failed)?;
         let link = found.ok_or_else(|| gone(&format!("looking for {name}")))?;
-        let socket = RouteSocket::new().map_err(failed)?;
+        let socket = RouteSocket::for_parts().map_err(failed)?;
         Ok(Self { name: name.to_owned(), index: link.index, socket })
     }
 
@@ -115,9 +116,58 @@ impl Interface {
         self.remove(&format!("removing the address {address}"), message)
     }
 
-    pub fn add_route(&self, net: IpNet) -> Result<(), Failure> {
-        let message = RouteNetlinkMessage::NewRoute(self.route(net));
-        self.request(&format!("the route to {net}"), message, NLM_F_CREATE | NLM_F_REPLACE)
+    /// Adds what is missing of `nets`. A route of somebody else to the same prefix stays and is an
+    /// error; one by this interface is as good as ours, whoever made it.
+    pub fn add_routes(&self, nets: &[IpNet]) -> Result<(), Failure> {
+        if nets.is_empty() {
+            return Ok(());
+        }
+        let there = self.routes().map_err(|error| self.failure("asking for the routes", &error))?;
+        nets.iter().filter(|net| !there.contains(&net.trunc())).try_for_each(|&net| {
+            let message = RouteNetlinkMessage::NewRoute(self.route(net));
+            match self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Err(taken(net)),
+                result => result.map_err(|e| self.failure(&format!("the route to {net}"), &e)),
+            }
+        })
+    }
+
+    /// The prefixes that lead to this interface, by the main table.
+    fn routes(&self) -> io::Result<HashSet<IpNet>> {
+        let mut nets = HashSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            request.header.table = RouteHeader::RT_TABLE_MAIN;
+            request.attributes.push(RouteAttribute::Oif(self.index));
+            let asked = self.socket.dump(RouteNetlinkMessage::GetRoute(request), |answer| {
+                if let RouteNetlinkMessage::NewRoute(route) = answer {
+                    nets.extend(self.prefix(&route));
+                }
+            });
+            match asked {
+                // The kernel made no such table yet, or has no IPv6.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
+                    ) => {}
+                result => result?,
+            }
+        }
+        Ok(nets)
+    }
+
+    /// The prefix of a route of the main table that leads here.
+    fn prefix(&self, route: &RouteMessage) -> Option<IpNet> {
+        let is_ours = route.attributes.contains(&RouteAttribute::Oif(self.index))
+            && route.header.table == RouteHeader::RT_TABLE_MAIN;
+        let address = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+            _ => None,
+        })?;
+        is_ours.then(|| IpNet::new(address, route.header.destination_prefix_length).ok())?
     }
 
     pub fn remove_route(&self, net: IpNet) -> Result<(), Failure> {
@@ -180,6 +230,18 @@ fn gone(doing: &str) -> Failure {
         Exit::Error,
         format!("{doing}: the interface is gone"),
         "somebody removed it: start again, and remove it with `millrace down`",
+    )
+}
+
+fn taken(net: IpNet) -> Failure {
+    let family = if net.addr().is_ipv4() { "-4" } else { "-6" };
+    Failure::new(
+        Exit::Error,
+        format!("there is a route to {net} already, which does not lead into the tunnel"),
+        format!(
+            "`ip {family} route show {net}` shows it: delete it, take the prefix out of \
+             allowed_ips, or set routes = \"off\" and make the routes yourself"
+        ),
     )
 }
 

@@ -187,7 +187,7 @@ impl Service {
         for &address in &config.interface.address {
             self.interface.add_address(address)?;
         }
-        routes(config).into_iter().try_for_each(|net| self.interface.add_route(net))
+        self.interface.add_routes(&routes(config))
     }
 
     /// From one configuration to another: what `before` had and `config` has not goes.

@@ -490,12 +490,63 @@ fn bad_input_is_one_clear_error_with_its_exit_code() {
     let (code, said) = start(head("mrbad1", 51821) + &peer() + &peer());
     assert_eq!(code, Some(7), "{said}");
     assert!(said.contains("10.9.0.0/16"), "{said}");
+    // Somebody else's route.
+    namespace.ip(["route add blackhole 10.9.0.0/16"]).unwrap();
+    let (code, said) = start(head("mrbad3", 51821) + &peer());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("10.9.0.0/16") && said.contains("routes = "), "{said}");
+    assert!(namespace.exec("ip route show 10.9.0.0/16").unwrap().contains("blackhole"));
     // A missing key file.
     fs::remove_file(&key).unwrap();
     let (code, said) = start(head("mrbad2", 51821));
     assert_eq!(code, Some(7), "{said}");
     assert!(said.contains("genkey"), "{said}");
     assert!(!Path::new("/run/wireguard/mrbad2.sock").exists());
+}
+
+/// As `wg-quick`: a route that is there is never taken over.
+#[test]
+fn the_routes_of_others_stay() {
+    let mut world = world();
+    let (namespace, name) =
+        (world.tunnel.a.namespace().clone(), world.tunnel.a.interface().to_owned());
+    let file = config_file(&world, &world.tunnel.a);
+    let good = fs::read_to_string(&file).unwrap();
+    let shown = |net: &str| {
+        let family = if net.contains(':') { "-6" } else { "-4" };
+        namespace.exec(&format!("ip {family} route show {net}")).unwrap()
+    };
+    // By the tunnel itself, whoever made it: it stays as it is.
+    namespace.ip([format!("route change 10.2.0.0/24 dev {name} mtu 1300")]).unwrap();
+    for (net, foreign) in [
+        ("10.3.0.0/16", "10.3.0.0/16 via 192.0.2.9 dev wan"),
+        ("10.3.0.0/16", "blackhole 10.3.0.0/16"),
+        ("fd03::/64", "fd03::/64 dev wan"),
+    ] {
+        namespace.ip([format!("route add {foreign}")]).unwrap();
+        let before = shown(net);
+        let stranger = random_key().unwrap();
+        let more = format!(
+            "{good}\n[[peer]]\npublic_key = \"{stranger}\"\nallowed_ips = [\"10.4.0.0/16\", \"{net}\"]\n"
+        );
+        fs::write(&file, more).unwrap();
+        let refused = |world: &mut World| world.tunnel.a.daemon().log().matches(net).count();
+        let said = refused(&mut world);
+        world.tunnel.a.daemon().signal(libc::SIGHUP);
+        wait_for("a refusal", LIMIT, || (refused(&mut world) > said).then_some(())).unwrap();
+        let status = || common::fact(&world.tunnel.a, "config_error");
+        let why = wait_for("status to tell", LIMIT, status).unwrap();
+        assert!(why.contains(net) && why.contains("routes = "), "{why}");
+        assert_eq!((shown(net), shown("10.4.0.0/16")), (before.clone(), String::new()));
+        assert_eq!(world.tunnel.a.peers().unwrap().len(), 1);
+        assert!(shown("10.2.0.0/24").contains("mtu 1300"));
+        world.ping(&world.site.a, &world.site.b, 1);
+        namespace.ip([format!("route del {foreign}")]).unwrap();
+    }
+    world.tunnel.a.daemon().signal(libc::SIGHUP);
+    let taken = || shown("fd03::/64").contains(&name).then_some(());
+    wait_for("the route that nobody has any more", LIMIT, taken).unwrap();
+    world.finish();
 }
 
 #[test]

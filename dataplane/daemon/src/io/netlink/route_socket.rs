@@ -27,6 +27,14 @@ impl RouteSocket {
         Ok(Self { socket, sequence: Cell::new(0) })
     }
 
+    /// As [`Self::new`], for dumps of a part: the kernel then obeys what the request says, instead of
+    /// sending all there is.
+    pub fn for_parts() -> io::Result<Self> {
+        let this = Self::new()?;
+        this.socket.set_netlink_get_strict_chk(true)?;
+        Ok(this)
+    }
+
     /// One answer; none if there is only an acknowledgement.
     pub fn ask(
         &self,
