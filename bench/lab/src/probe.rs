@@ -24,6 +24,10 @@ const ECHO_TRIES: u32 = 6;
 /// How often a blocked thread looks whether it shall end.
 const STOP_POLL: Duration = Duration::from_millis(20);
 
+/// Room for what comes while a busy machine lets a probe wait: a loss is then the tunnel's. The
+/// system's default holds about ninety datagrams.
+const RECEIVE_BUFFER_LEN: libc::c_int = 16 << 20;
+
 /// A thread that sends every datagram back to where it came from.
 #[derive(Debug)]
 pub struct Echo {
@@ -189,23 +193,32 @@ fn bind(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
     let what = || format!("bind {address} in {}", namespace.name());
     let socket = namespace.run(|| UdpSocket::bind(address)).map_err(Error::system(what()))?;
     socket.set_read_timeout(Some(STOP_POLL)).map_err(Error::system(what()))?;
+    set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER_LEN)
+        .map_err(Error::system(what()))?;
     if address.is_ipv4() {
-        let never: libc::c_int = libc::IP_PMTUDISC_DONT;
-        // SAFETY: the descriptor is open, the value is a live c_int of the length given.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_IP,
-                libc::IP_MTU_DISCOVER,
-                (&raw const never).cast(),
-                size_of_val(&never) as libc::socklen_t,
-            )
-        };
-        if result != 0 {
-            return Err(Error::system(what())(io::Error::last_os_error()));
-        }
+        set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
+            .map_err(Error::system(what()))?;
     }
     Ok(socket)
+}
+
+fn set(
+    socket: &UdpSocket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the descriptor is open, the value is a live c_int of the length given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The marker, varied by position so that shifted or swapped blocks show.
