@@ -1,0 +1,12 @@
+//! How two WireGuard peers find a way to each other: no socket, no clock, no randomness of its own,
+//! no log. The daemon, the simulator and the fuzzers run this same code.
+//!
+//! Two layers:
+//!
+//! * **wire formats**, each a parser and a writer of bytes that somebody else sent or will read;
+//!   everything that must be unpredictable (nonces, transaction identifiers) is an argument;
+//! * **state machines**, driven by `handle(now, input)` and emptied by `poll_output()`, which
+//!   yields what to send, what happened, and the next instant with its reason.
+#![forbid(unsafe_code)]
+
+pub mod sealed;
