@@ -117,7 +117,7 @@ impl Room {
             tags.push(item.tag);
             verdicts.extend(item.verified.as_deref_mut());
         }
-        lanes.fill(&texts, E::LANES);
+        lanes.fill::<E>(&texts);
         // 1. The one-time keys. Text blocks that share their lanes wait.
         let mut from = 0;
         while from < texts.len() {
@@ -226,14 +226,14 @@ impl Lanes {
         }
     }
 
-    /// Hands out the blocks of `texts` for an engine that has `width` lanes.
-    fn fill(&mut self, texts: &Texts<'_>, width: usize) {
+    /// Hands out the blocks of `texts` to the lanes of `E`.
+    fn fill<E: Engine>(&mut self, texts: &Texts<'_>) {
         self.len = 0;
         for (owner, &counter) in texts.counters.iter().enumerate() {
             self.push(owner, 0, 1, counter);
         }
         for (owner, (text, &counter)) in texts.texts.iter().zip(&texts.counters).enumerate() {
-            let in_strips = text.len() / (width * BLOCK_LEN) * width;
+            let in_strips = text.len() / (E::LANES * BLOCK_LEN) * E::LANES;
             let count = text.len().div_ceil(BLOCK_LEN) - in_strips;
             // The first block of a text has the counter 1.
             self.push(owner, in_strips as u32 + 1, count, counter);
@@ -243,12 +243,18 @@ impl Lanes {
     #[inline]
     fn push(&mut self, owner: usize, first_block: u32, count: usize, counter: u64) {
         let range = self.len..self.len + count;
-        self.owners[range.clone()].fill(owner as u8);
-        for (to, block) in self.blocks[range.clone()].iter_mut().zip(first_block..) {
-            *to = block;
+        let lanes = self.owners[range.clone()]
+            .iter_mut()
+            .zip(&mut self.blocks[range.clone()])
+            .zip(&mut self.lows[range.clone()])
+            .zip(&mut self.highs[range.clone()])
+            .zip(first_block..);
+        for ((((to_owner, block), low), high), nth_block) in lanes {
+            *to_owner = owner as u8;
+            *block = nth_block;
+            *low = counter as u32;
+            *high = (counter >> 32) as u32;
         }
-        self.lows[range.clone()].fill(counter as u32);
-        self.highs[range.clone()].fill((counter >> 32) as u32);
         self.len = range.end;
     }
 
