@@ -9,4 +9,6 @@
 //!   yields what to send, what happened, and the next instant with its reason.
 #![forbid(unsafe_code)]
 
+pub mod fuzz;
 pub mod sealed;
+pub mod stun;

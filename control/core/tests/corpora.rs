@@ -1,0 +1,24 @@
+//! Replays everything that fuzzing ever found worth keeping (`bench/fuzz/corpora`).
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::Path;
+
+use millrace_path::fuzz;
+
+fn replay(target: &str, run: fn(&[u8])) {
+    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/fuzz/corpora");
+    let mut count = 0;
+    for entry in fs::read_dir(corpora.join(target)).unwrap() {
+        let path = entry.unwrap().path();
+        println!("{}", path.display());
+        run(&fs::read(path).unwrap());
+        count += 1;
+    }
+    assert!(count > 0, "no corpus for {target}");
+}
+
+#[test]
+fn stun() {
+    replay("stun", fuzz::stun);
+}
