@@ -12,6 +12,7 @@ mod avx2;
 mod avx512;
 mod backend;
 mod choice;
+pub mod fuzz;
 mod keys;
 mod ring_backend;
 mod wide;
