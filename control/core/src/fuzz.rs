@@ -3,6 +3,9 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use crate::disco::{self, Envelope, Message};
+use crate::limits::CANDIDATES_MAX;
+use crate::sealed::{BoxKey, PublicKey};
 use crate::stun;
 
 /// One datagram at the STUN client and at the STUN server.
@@ -18,4 +21,24 @@ pub fn stun(datagram: &[u8]) {
         Ok(Err(error)) => assert_eq!(error, stun::StunError::Refused { code: 420 }),
         Err(_) => {}
     }
+}
+
+/// The content of a disco message from somebody who has the key, and the datagram as it arrived
+/// from somebody who has not.
+///
+/// Must hold: no panic, nothing opens without the key, lists are bounded, and what was read is
+/// written and read again as the same.
+pub fn disco(input: &[u8]) {
+    let (key, sender) = (BoxKey::from_bytes([1; 32]), PublicKey([2; 32]));
+    let mut foreign = input.to_vec();
+    if let Some(envelope) = Envelope::parse(&mut foreign) {
+        assert_eq!(envelope.open(&key), Err(disco::DiscoError::Sealed));
+    }
+    let Ok(message) = Message::parse(input) else { return };
+    if let Message::CallMeMaybe { addresses } = &message {
+        assert!(addresses.len() <= CANDIDATES_MAX);
+    }
+    let mut datagram = disco::seal(&message, sender, [3; 24], &key);
+    let envelope = Envelope::parse(&mut datagram);
+    assert_eq!(envelope.map(|envelope| envelope.open(&key)), Some(Ok(message)));
 }

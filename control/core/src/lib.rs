@@ -9,6 +9,10 @@
 //!   yields what to send, what happened, and the next instant with its reason.
 #![forbid(unsafe_code)]
 
+pub mod disco;
 pub mod fuzz;
+pub mod limits;
 pub mod sealed;
 pub mod stun;
+pub mod transaction;
+mod wire_address;

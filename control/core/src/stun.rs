@@ -3,10 +3,11 @@
 //! Our requests have the one form that a stock derper answers: 40 bytes, SOFTWARE first, FINGERPRINT
 //! last. Our server answers every well-formed binding request, also the bare header.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use arrayvec::ArrayVec;
+
+use crate::transaction::TransactionId;
 
 /// Bytes of our binding request.
 pub const REQUEST_LEN: usize = 40;
@@ -54,10 +55,6 @@ mod attribute_type {
     /// Types below this must be understood by who receives them.
     pub(super) const OPTIONAL: u16 = 0x8000;
 }
-
-/// Ties an answer to its request. Random, for it is all that keeps a stranger from answering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TransactionId(pub [u8; 12]);
 
 /// Where the server saw our request come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -343,12 +340,6 @@ fn push_attribute<const CAP: usize>(message: &mut ArrayVec<u8, CAP>, kind: u16, 
     message.extend(value.iter().copied());
     while !message.len().is_multiple_of(4) {
         message.push(0);
-    }
-}
-
-impl fmt::Display for TransactionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -19,6 +19,11 @@ fn replay(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
+fn disco() {
+    replay("disco", fuzz::disco);
+}
+
+#[test]
 fn stun() {
     replay("stun", fuzz::stun);
 }
