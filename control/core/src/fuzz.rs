@@ -3,6 +3,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use crate::derp::cut::{Cutter, frames};
+use crate::derp::frame::Frame;
 use crate::disco::{self, Envelope, Message};
 use crate::limits::CANDIDATES_MAX;
 use crate::sealed::{BoxKey, PublicKey};
@@ -41,4 +43,32 @@ pub fn disco(input: &[u8]) {
     let mut datagram = disco::seal(&message, sender, [3; 24], &key);
     let envelope = Envelope::parse(&mut datagram);
     assert_eq!(envelope.map(|envelope| envelope.open(&key)), Some(Ok(message)));
+}
+
+/// Any bytes as what a relay or a client sends, cut at the place that the first byte says.
+///
+/// Must hold: what is cut in one piece and what is cut in two are the same frames, and a frame that
+/// parses prints to bytes that parse to it.
+pub fn derp(bytes: &[u8]) {
+    let Some((&at, stream)) = bytes.split_first() else { return };
+    let at = usize::from(at).min(stream.len());
+    let whole = frames(&mut Cutter::default(), &mut { stream });
+    let mut cutter = Cutter::default();
+    let mut first = &stream[..at];
+    let mut pieces = frames(&mut cutter, &mut first);
+    if pieces.1.is_none() {
+        let mut rest = &[first, &stream[at..]].concat()[..];
+        let (frames, error) = frames(&mut cutter, &mut rest);
+        pieces.0.extend(frames);
+        pieces.1 = error;
+    }
+    assert_eq!(whole, pieces, "cut at {at}");
+    for (kind, payload) in &whole.0 {
+        let Ok(frame) = Frame::parse(*kind, payload) else { continue };
+        let mut printed = Vec::new();
+        frame.write(&mut printed);
+        let again = Cutter::default().next(&mut printed.as_slice()).ok().flatten();
+        let again = again.and_then(|raw| Frame::parse(raw.kind, raw.payload).ok());
+        assert_eq!(again.as_ref(), Some(&frame), "printed: {printed:02x?}");
+    }
 }

@@ -9,6 +9,7 @@
 //!   yields what to send, what happened, and the next instant with its reason.
 #![forbid(unsafe_code)]
 
+pub mod derp;
 pub mod disco;
 pub mod fuzz;
 pub mod limits;

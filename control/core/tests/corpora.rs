@@ -27,3 +27,8 @@ fn disco() {
 fn stun() {
     replay("stun", fuzz::stun);
 }
+
+#[test]
+fn derp() {
+    replay("derp", fuzz::derp);
+}
