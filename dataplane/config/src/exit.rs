@@ -1,6 +1,6 @@
 //! Exit codes of every millrace program.
 
-/// What an exit code promises to scripts. Documented by `millrace help exit-codes`.
+/// What an exit code promises to scripts. Documented by `millrace exit-codes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {

@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 ///
 /// SIGHUP reads the file again; peers that did not change keep their sessions, and a bad file
 /// changes nothing. `wg` and `millrace status` talk to it through /run/wireguard/NAME.sock.
-/// Exit codes: `millrace help exit-codes`.
+/// Exit codes: `millrace exit-codes`.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
