@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::derp::cut::{Cutter, frames};
 use crate::derp::frame::Frame;
 use crate::disco::{self, Envelope, Message};
+use crate::introduce::{self, Introduction};
 use crate::limits::CANDIDATES_MAX;
 use crate::sealed::{BoxKey, PublicKey};
 use crate::stun;
@@ -71,4 +72,18 @@ pub fn derp(bytes: &[u8]) {
         let again = again.and_then(|raw| Frame::parse(raw.kind, raw.payload).ok());
         assert_eq!(again.as_ref(), Some(&frame), "printed: {printed:02x?}");
     }
+}
+
+/// The content of an introduction from somebody who has the key, and the packet as it arrived from
+/// somebody who has not.
+///
+/// Must hold: as for [`disco`].
+pub fn introduce(input: &[u8]) {
+    let key = BoxKey::from_bytes([1; 32]);
+    assert!(introduce::open(&mut input.to_vec(), PublicKey([2; 32]), &key).is_err());
+    let Some(introduction) = Introduction::parse(input) else { return };
+    assert!(introduction.candidates.len() <= CANDIDATES_MAX);
+    let mut packet = introduce::seal(&introduction, [3; 24], &key);
+    assert!(packet.len() <= introduce::LEN_MAX);
+    assert_eq!(introduce::open(&mut packet, introduction.sender, &key), Ok(introduction));
 }

@@ -9,9 +9,11 @@
 //!   yields what to send, what happened, and the next instant with its reason.
 #![forbid(unsafe_code)]
 
+pub mod candidate;
 pub mod derp;
 pub mod disco;
 pub mod fuzz;
+pub mod introduce;
 pub mod limits;
 pub mod sealed;
 pub mod stun;

@@ -517,6 +517,20 @@ mod tests {
         assert_eq!(parse_response(&message), Err(StunError::Attribute { attribute: 0x8028 }));
     }
 
+    #[test]
+    fn one_changed_bit_of_a_fingerprinted_message_is_seen() {
+        // With another type or length of an attribute there may be no fingerprint, and a message
+        // needs none.
+        let attribute_headers = [20..24, 36..40, 48..52, 72..76];
+        let whole = rfc_response_v4();
+        for bit in 0..8 * whole.len() {
+            let mut message = whole.clone();
+            message[bit / 8] ^= 1 << (bit % 8);
+            let header = attribute_headers.iter().any(|header| header.contains(&(bit / 8)));
+            assert!(header || parse_response(&message).is_err(), "bit {bit}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_answer_is_read_back(id: [u8; 12], ip: IpAddr, port in 1_u16..) {
@@ -528,15 +542,6 @@ mod tests {
                 mapped: SocketAddr::new(ip.to_canonical(), port),
             };
             prop_assert_eq!(parse_response(&reply), Ok(expected));
-        }
-
-        #[test]
-        fn one_changed_bit_of_a_fingerprinted_message_is_seen(bit in 0_usize..8 * 80) {
-            // With another type there is no fingerprint, and a message needs none.
-            prop_assume!(!(72..74).contains(&(bit / 8)));
-            let mut message = rfc_response_v4();
-            message[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(parse_response(&message).is_err());
         }
 
         #[test]

@@ -24,6 +24,11 @@ fn disco() {
 }
 
 #[test]
+fn introduce() {
+    replay("introduce", fuzz::introduce);
+}
+
+#[test]
 fn stun() {
     replay("stun", fuzz::stun);
 }
