@@ -129,7 +129,8 @@ impl Slow {
         let waiting = waiting + self.queue.handshakes_waiting();
         let clock = now();
         for message in self.receiver.messages(count) {
-            if message.segment_len == 0 {
+            if let Some(defect) = message.defect() {
+                self.drops.add(defect, 1);
                 continue;
             }
             for datagram in message.bytes.chunks_mut(message.segment_len) {

@@ -181,10 +181,8 @@ impl Worker {
         let mut packets: ArrayVec<RxPacket<'_>, BATCH_PACKETS> = ArrayVec::new();
         let mut inner = Opened::new();
         for message in receiver.messages(count) {
-            if message.segment_len == 0 {
-                if !message.bytes.is_empty() {
-                    context.drops.add(Drop::RxGroInvalid, 1);
-                }
+            if let Some(defect) = message.defect() {
+                context.drops.add(defect, 1);
                 continue;
             }
             for datagram in message.bytes.chunks_mut(message.segment_len) {

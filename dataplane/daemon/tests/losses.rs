@@ -1,6 +1,7 @@
-//! What the kernel throws away before we see it must be in `status`, by name and to the packet. Each
-//! test stops the data plane (SIGSTOP), as an overloaded machine does, and sends more than any
-//! buffer holds; then every packet sent is either received or counted.
+//! What is thrown away must be in `status`, by name and to the packet: what is malformed, and what
+//! the kernel drops before we see it. For the latter each test stops the data plane (SIGSTOP), as an
+//! overloaded machine does, and sends more than any buffer holds; then every packet sent is either
+//! received or counted.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
@@ -28,6 +29,51 @@ fn flood(from: &Side, to: &Side, count: u64) {
         // An error is the ICMP answer to an earlier one; it was not sent then.
         while socket.send_to(&[7; 100], (to.host_v4, 9)).is_err() {}
     }
+}
+
+#[test]
+fn each_malformed_datagram_is_counted_by_its_name() {
+    let world = World::new([subject(), Implementation::WireguardGo], &TunnelOptions::default());
+    let (a, address) = (&world.tunnel.a, world.site.a.wan_v4);
+    let socket = world.site.router.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    let message = |kind: u8, len: usize| {
+        let mut bytes = vec![0x5a; len];
+        bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
+        bytes
+    };
+    let mut reserved = message(4, 96);
+    reserved[3] = 1;
+    let mut cases = vec![
+        (vec![], "rx_truncated"),
+        (vec![1], "rx_truncated"),
+        (message(0, 100), "rx_unknown_type"),
+        (message(5, 100), "rx_unknown_type"),
+        (reserved, "rx_unknown_type"),
+        (message(1, 148), "hs_mac1_invalid"),
+        (message(2, 92), "hs_mac1_invalid"),
+        (message(3, 64), "hs_unexpected"),
+        (message(4, 32), "rx_unknown_index"),
+        (stray(), "rx_unknown_index"),
+    ];
+    // Too short and too long for its type; data is whole blocks of 16 bytes.
+    for (kind, len) in [(1, 147), (1, 149), (2, 91), (2, 93), (3, 63), (3, 65), (4, 16), (4, 31)] {
+        cases.push((message(kind, len), "rx_truncated"));
+    }
+    let total = |world: &World| -> u64 {
+        let counts = common::facts(&world.tunnel.a, "drop");
+        counts.iter().map(|line| line.split(' ').nth(1).unwrap().parse::<u64>().unwrap()).sum()
+    };
+    let before = total(&world);
+    for (payload, name) in &cases {
+        let count = drop_count(a, name);
+        socket.send_to(payload, (address, PORT)).unwrap();
+        let counted = || (drop_count(a, name) == count + 1).then_some(());
+        let what = format!("{} bytes {:?} as {name}", payload.len(), payload.first());
+        wait_for(what, LIMIT, counted).unwrap();
+    }
+    assert_eq!(total(&world) - before, cases.len() as u64);
+    world.connect();
+    world.finish();
 }
 
 #[test]

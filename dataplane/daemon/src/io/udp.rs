@@ -9,7 +9,7 @@ use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use millrace_wg::Endpoint;
+use millrace_wg::{Drop, Endpoint};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use crate::failure::Failure;
@@ -327,6 +327,17 @@ pub struct Received<'a> {
     pub segment_len: usize,
     pub source: Endpoint,
     pub ecn: u8,
+}
+
+impl Received<'_> {
+    /// Why there is no datagram in it to look at; none if there is one.
+    pub fn defect(&self) -> Option<Drop> {
+        match (self.segment_len, self.bytes.is_empty()) {
+            (_, true) => Some(Drop::RxTruncated),
+            (0, false) => Some(Drop::RxGroInvalid),
+            _ => None,
+        }
+    }
 }
 
 impl Default for Receiver {

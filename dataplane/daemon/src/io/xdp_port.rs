@@ -313,11 +313,15 @@ impl Keeper {
             Some(device) => self.netlink.link_by_name(device),
             None => self.netlink.default_link(),
         };
-        let device = self.options.device.as_deref().unwrap_or("the default route's interface");
+        let named = self.options.device.as_deref();
+        let device = named.unwrap_or("the default route's interface");
         match link.map_err(failed)? {
-            None => Err(Obstacle::Lasting(format!(
-                "there is no interface {device}; `ip link` lists those that exist"
-            ))),
+            None => Err(Obstacle::Lasting(match named {
+                Some(name) => {
+                    format!("there is no interface {name}; `ip link` lists those that exist")
+                }
+                None => "no device is named, and there is no default route to find one by".into(),
+            })),
             Some(link) if !link.is_ethernet => {
                 Err(Obstacle::Lasting(format!("{device} is no Ethernet interface")))
             }
