@@ -5,7 +5,7 @@ use crate::{Backend, OpenJob, OpeningKey, SealJob, SealingKey, TAG_LEN};
 
 /// Packets and bytes of one input, so that each ends in time.
 const PACKETS_MAX: usize = 256;
-const BYTES_MAX: usize = 1 << 18;
+const BYTES_MAX: usize = 1 << 17;
 /// Room behind each packet, which must stay as it is.
 const BEHIND: usize = 64;
 /// Keys that packets choose from.
