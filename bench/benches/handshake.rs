@@ -216,8 +216,12 @@ impl End {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let private = Secret::generate_private_key(&mut rng);
         let (public, drops) = (private.public_key(), Arc::new(DropCounters::default()));
-        let config =
-            DeviceConfig { mtu: MTU_DEFAULT, newest_timestamp: None, drops: Arc::clone(&drops) };
+        let config = DeviceConfig {
+            mtu: MTU_DEFAULT,
+            newest_timestamp: None,
+            drops: Arc::clone(&drops),
+            paths: None,
+        };
         let mut device = Device::new(config, Arc::new(Shared::new(64)), Box::new(rng));
         let clock = Clock { now: Instant::from_nanos(1), wall: Duration::ZERO };
         device.set_private_key(clock, Some(private));

@@ -23,7 +23,7 @@ use crate::known_peer::{KnownPeer, Timer};
 use crate::limits::{REKEY_ATTEMPT_TIME, SESSIONS_PER_PEER};
 use crate::message::{Message, NotMessage};
 use crate::noise::{Identity, KnownPeers};
-use crate::peer::{Endpoint, Peer, PeerSlot, PublicKey};
+use crate::peer::{Endpoint, Paths, Peer, PeerSlot, PublicKey};
 use crate::rate_limit::RateLimiter;
 use crate::secret::Secret;
 use crate::shared::{FastEvent, Shared, Tables};
@@ -38,6 +38,8 @@ pub struct DeviceConfig {
     pub newest_timestamp: Option<Tai64n>,
     /// Where this half counts what it drops.
     pub drops: Arc<DropCounters>,
+    /// Who decides on endpoints; none leaves it to roaming.
+    pub paths: Option<Arc<dyn Paths>>,
 }
 
 /// One change to one peer. `None` leaves a field as it is.
@@ -92,6 +94,7 @@ pub struct Device {
     shared: Arc<Shared>,
     rng: Box<dyn RngCore + Send>,
     drops: Arc<DropCounters>,
+    paths: Option<Arc<dyn Paths>>,
     own: Option<Own>,
     timestamps: Timestamps,
     limiter: RateLimiter,
@@ -137,6 +140,7 @@ impl Device {
             shared,
             rng,
             drops: config.drops,
+            paths: config.paths,
             own: None,
             timestamps: Timestamps::new(config.newest_timestamp),
             limiter: RateLimiter::default(),
@@ -467,7 +471,8 @@ impl Device {
             self.peers.len() - 1
         });
         let slot = PeerSlot(place as u32);
-        self.peers[place] = Some(KnownPeer::new(Arc::new(Peer::new(slot, key, None))));
+        let peer = Peer::new(slot, key, None).with_paths(self.paths.clone());
+        self.peers[place] = Some(KnownPeer::new(Arc::new(peer)));
         self.by_key.insert(key, slot);
         if let Some(own) = &mut self.own {
             Arc::make_mut(&mut own.known).insert(&own.identity, key);

@@ -224,8 +224,12 @@ impl Side {
         let mut rng = StdRng::seed_from_u64(place as u64);
         let clock = Clock { now: Instant::from_nanos(1), wall: Duration::from_secs(1_700_000_000) };
         let key = Secret::generate_private_key(&mut rng);
-        let config =
-            DeviceConfig { mtu: MTU_DEFAULT, newest_timestamp: None, drops: Arc::default() };
+        let config = DeviceConfig {
+            mtu: MTU_DEFAULT,
+            newest_timestamp: None,
+            drops: Arc::default(),
+            paths: None,
+        };
         let mut device = Device::new(config, Arc::new(Shared::new(16)), Box::new(rng));
         device.set_private_key(clock, Some(key));
         Self { device, place, clock, waiting: 0 }

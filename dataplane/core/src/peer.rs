@@ -40,6 +40,13 @@ pub struct Endpoint {
     pub ifindex: u32,
 }
 
+/// Decides where packets go, instead of the place that a peer last spoke from.
+pub trait Paths: Send + Sync {
+    /// None leaves it to roaming, as in the WireGuard paper, section 2.1. Asked once for every run of
+    /// packets, so it must neither wait nor allocate.
+    fn endpoint(&self, peer: PeerSlot) -> Option<Endpoint>;
+}
+
 /// One peer as the workers see it.
 pub struct Peer {
     pub slot: PeerSlot,
@@ -53,6 +60,7 @@ pub struct Peer {
     pub sent: CachePadded<Traffic>,
     /// The peer was removed: workers drop what they still hold of it.
     pub gone: AtomicBool,
+    paths: Option<Arc<dyn Paths>>,
 }
 
 /// What happened last, for the timers of the WireGuard paper, section 6. Workers write once a
@@ -110,7 +118,19 @@ impl Peer {
             received: CachePadded::default(),
             sent: CachePadded::default(),
             gone: AtomicBool::new(false),
+            paths: None,
         }
+    }
+
+    /// The same peer, whose packets go where `paths` says.
+    pub fn with_paths(self, paths: Option<Arc<dyn Paths>>) -> Self {
+        Self { paths, ..self }
+    }
+
+    /// Where packets to the peer go now.
+    pub fn destination(&self) -> Option<Endpoint> {
+        let decided = self.paths.as_ref().and_then(|paths| paths.endpoint(self.slot));
+        decided.or_else(|| self.endpoint.load().as_deref().copied())
     }
 
     /// Takes `endpoint` over if it differs from the current one; true if it did. Call only for

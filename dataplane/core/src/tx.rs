@@ -142,7 +142,7 @@ impl TxBatch {
             return Push::Unroutable;
         };
         if let Route::Peer(peer) = peer
-            && peer.endpoint.load().is_none()
+            && peer.destination().is_none()
         {
             drops.add(Drop::TxNoEndpoint, 1);
             return Push::Unroutable;
@@ -337,7 +337,7 @@ impl Run {
             drops.add(Drop::TxNoRoute, self.packets as u64);
             return None;
         }
-        let Some(endpoint) = self.peer.endpoint.load().as_deref().copied() else {
+        let Some(endpoint) = self.peer.destination() else {
             drops.add(Drop::TxNoEndpoint, self.packets as u64);
             return None;
         };

@@ -4,6 +4,7 @@ pub mod by_socket;
 pub mod clock;
 pub mod control;
 pub mod device_uapi;
+pub mod endpoint_table;
 pub mod facts;
 pub mod failure;
 pub mod interface;

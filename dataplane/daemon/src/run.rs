@@ -15,7 +15,7 @@ use millrace_ebpf::error::OtherProgram;
 use millrace_wg::device::{Device, DeviceConfig};
 use millrace_wg::limits::SESSIONS_PER_PEER;
 use millrace_wg::timestamp::Tai64n;
-use millrace_wg::{DropCounters, Shared};
+use millrace_wg::{DropCounters, Paths, Shared};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use rustix::event::{EventfdFlags, eventfd};
@@ -124,6 +124,7 @@ impl Dataplane {
             mtu: options.mtu,
             newest_timestamp: timestamps.newest().map(Tai64n),
             drops: Arc::clone(&drops[options.cores.len()]),
+            paths: steering.endpoints().map(|table| Arc::new(table) as Arc<dyn Paths>),
         };
         let device = Device::new(config, Arc::clone(&shared), Box::new(OsRng.unwrap_err()));
         let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();

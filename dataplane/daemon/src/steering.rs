@@ -6,10 +6,12 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use millrace_config::limits::PEERS_MAX;
 use millrace_ebpf::load::{LoadOptions, Programs};
 use millrace_ebpf::tables::{SocketFamily, SocketSlot};
 use millrace_wg::PeerSlot;
 
+use crate::endpoint_table::EndpointTable;
 use crate::io::udp::UdpSocket;
 
 /// The loaded programs, or why there are none.
@@ -24,6 +26,7 @@ impl Steering {
         let mut options = LoadOptions::new(port);
         options.workers = workers as u32;
         options.sessions_max = sessions_max as u32;
+        options.peers_max = PEERS_MAX as u32;
         match Programs::load(options) {
             Ok(programs) => Self::On(Arc::new(programs)),
             Err(error) => Self::Off(error.to_string()),
@@ -47,6 +50,13 @@ impl Steering {
             Ok(()) => programs.flags.set_authoritative(true),
             Err(error) => *self = Self::Off(error.to_string()),
         }
+    }
+
+    /// Where control says that peers are; none without the programs' maps.
+    pub fn endpoints(&self) -> Option<EndpointTable> {
+        let Self::On(programs) = self else { return None };
+        let table = programs.endpoints();
+        table.inspect_err(|error| tracing::warn!(%error, "peers roam")).ok().map(EndpointTable)
     }
 
     /// The sessions end with us: what still comes for them is the kernel's.

@@ -174,7 +174,7 @@ impl Device {
     pub(super) fn start_handshake(&mut self, clock: Clock, slot: PeerSlot, retry: bool) {
         let able = self.own.is_some() && self.is_up;
         let Some(peer) = self.peer_mut(slot) else { return };
-        let endpoint = peer.shared.endpoint.load().as_deref().copied();
+        let endpoint = peer.shared.destination();
         let (true, Some(to)) = (able, endpoint) else {
             // Nothing to try with: whoever wants one must ask again.
             peer.shared.activity.handshake_wanted.store(false, Ordering::Relaxed);

@@ -192,7 +192,7 @@ impl Device {
     /// An empty data message; without a session, a handshake instead.
     pub(super) fn send_keepalive(&mut self, clock: Clock, slot: PeerSlot) {
         let Some(peer) = self.peer_mut(slot) else { return };
-        let endpoint = peer.shared.endpoint.load().as_deref().copied();
+        let endpoint = peer.shared.destination();
         let session = peer.shared.tx_session.load_full().filter(|s| s.usable(clock.now));
         let reserved = session.as_ref().and_then(|session| session.reserve(1));
         let (Some(to), Some(session), Some(counter)) = (endpoint, session, reserved) else {

@@ -450,8 +450,12 @@ impl Node {
         mark: Option<Tai64n>,
     ) -> Self {
         let (shared, drops) = (Arc::new(Shared::new(64)), Arc::new(DropCounters::default()));
-        let config =
-            DeviceConfig { mtu: MTU_DEFAULT, newest_timestamp: mark, drops: Arc::clone(&drops) };
+        let config = DeviceConfig {
+            mtu: MTU_DEFAULT,
+            newest_timestamp: mark,
+            drops: Arc::clone(&drops),
+            paths: None,
+        };
         let own_rng = ChaCha8Rng::from_rng(rng);
         let mut device = Device::new(config, Arc::clone(&shared), Box::new(own_rng));
         let clock = Clock { now: Instant::from_nanos(1), wall: WALL };
