@@ -36,12 +36,6 @@ impl<V> AllowedIps<V> {
         }
     }
 
-    /// Keeps only the prefixes for which `keep` says so.
-    pub fn retain(&mut self, mut keep: impl FnMut(IpNet, &V) -> bool) {
-        self.v4.retain(|&net, value| keep(net.into(), value));
-        self.v6.retain(|&net, value| keep(net.into(), value));
-    }
-
     /// The value of the longest prefix that covers `address`.
     pub fn lookup(&self, address: IpAddr) -> Option<&V> {
         match address {

@@ -100,6 +100,8 @@ pub struct Device {
     limiter: RateLimiter,
     under_load_until: Option<Instant>,
     peers: Vec<Option<KnownPeer>>,
+    /// The places of `peers` that are empty.
+    vacant: BTreeSet<PeerSlot>,
     by_key: BTreeMap<PublicKey, PeerSlot>,
     /// Our unanswered initiations, by the place of their index in the session table.
     pending: BTreeMap<u32, PeerSlot>,
@@ -146,6 +148,7 @@ impl Device {
             limiter: RateLimiter::default(),
             under_load_until: None,
             peers: Vec::new(),
+            vacant: BTreeSet::new(),
             by_key: BTreeMap::new(),
             pending: BTreeMap::new(),
             allowed_ips: AllowedIps::default(),
@@ -236,8 +239,7 @@ impl Device {
         let Some(slot) = self.by_key.remove(key) else { return false };
         self.wipe(slot);
         self.drop_staged(slot);
-        self.allowed_ips.retain(|_, peer| peer.slot != slot);
-        self.tables_stale = true;
+        self.take_all_nets(slot);
         if let Some(own) = &mut self.own {
             Arc::make_mut(&mut own.known).remove(key);
         }
@@ -248,6 +250,7 @@ impl Device {
         }
         self.reschedule(clock.now, slot);
         self.peers[slot.0 as usize] = None;
+        self.vacant.insert(slot);
         true
     }
 
@@ -465,14 +468,12 @@ impl Device {
         if self.by_key.len() >= limit {
             return Err(PeerRefused::TooMany { limit });
         }
-        let free = self.peers.iter().position(Option::is_none);
-        let place = free.unwrap_or_else(|| {
+        let slot = self.vacant.pop_first().unwrap_or_else(|| {
             self.peers.push(None);
-            self.peers.len() - 1
+            PeerSlot(self.peers.len() as u32 - 1)
         });
-        let slot = PeerSlot(place as u32);
         let peer = Peer::new(slot, key, None).with_paths(self.paths.clone());
-        self.peers[place] = Some(KnownPeer::new(Arc::new(peer)));
+        self.peers[slot.0 as usize] = Some(KnownPeer::new(Arc::new(peer)));
         self.by_key.insert(key, slot);
         if let Some(own) = &mut self.own {
             Arc::make_mut(&mut own.known).insert(&own.identity, key);
@@ -481,22 +482,35 @@ impl Device {
     }
 
     fn change_allowed_ips(&mut self, slot: PeerSlot, change: &PeerChange) {
-        let Some(shared) = self.peer(slot).map(|peer| Arc::clone(&peer.shared)) else { return };
         if change.replace_allowed_ips {
-            self.allowed_ips.retain(|_, peer| peer.slot != slot);
-            self.tables_stale = true;
+            self.take_all_nets(slot);
         }
-        for &net in &change.add_allowed_ips {
-            self.allowed_ips.insert(net, Arc::clone(&shared));
-            self.tables_stale = true;
-        }
-        for &net in &change.remove_allowed_ips {
-            if let Some(owner) = self.allowed_ips.remove(net)
-                && owner.slot != slot
+        for net in &change.add_allowed_ips {
+            let Some(peer) = self.peer_mut(slot) else { return };
+            let (net, shared) = (net.trunc(), Arc::clone(&peer.shared));
+            peer.nets.insert(net);
+            let before = self.allowed_ips.insert(net, shared);
+            if let Some(before) = before.filter(|before| before.slot != slot)
+                && let Some(other) = self.peer_mut(before.slot)
             {
-                // Another peer's: it stays.
-                self.allowed_ips.insert(net, owner);
+                other.nets.remove(&net);
             }
+            self.tables_stale = true;
+        }
+        for net in &change.remove_allowed_ips {
+            let net = net.trunc();
+            // One that leads to another peer stays.
+            if self.peer_mut(slot).is_some_and(|peer| peer.nets.remove(&net)) {
+                self.allowed_ips.remove(net);
+                self.tables_stale = true;
+            }
+        }
+    }
+
+    fn take_all_nets(&mut self, slot: PeerSlot) {
+        let Some(peer) = self.peer_mut(slot) else { return };
+        for net in std::mem::take(&mut peer.nets) {
+            self.allowed_ips.remove(net);
             self.tables_stale = true;
         }
     }

@@ -12,10 +12,12 @@
 //!
 //! The middle three are derived from what workers note in [`crate::peer::Activity`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::cookie::CookieJar;
 use crate::limits::{DEAD_PEER_TIMEOUT, KEEPALIVE_TIMEOUT};
@@ -30,6 +32,8 @@ pub(crate) struct KnownPeer {
     pub(crate) shared: Arc<Peer>,
     pub(crate) preshared: Secret,
     pub(crate) keepalive: Option<Duration>,
+    /// What leads to it in the device's allowed-ips: found without a walk over those of all peers.
+    pub(crate) nets: BTreeSet<IpNet>,
     pub(crate) jar: CookieJar,
     /// Newest timestamp that we accepted from it.
     pub(crate) newest_timestamp: Option<Tai64n>,
@@ -118,6 +122,7 @@ impl KnownPeer {
             shared,
             preshared: Secret::ZERO,
             keepalive: None,
+            nets: BTreeSet::new(),
             jar,
             newest_timestamp: None,
             initiation_accepted_at: None,

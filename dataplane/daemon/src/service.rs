@@ -1,11 +1,13 @@
 //! The life of the daemon: start everything in order, follow signals, stop.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use millrace_config::config::{Routes, Workers};
 use millrace_config::uapi::{Errno, SetRequest};
 use millrace_config::{Config, Exit};
@@ -197,7 +199,7 @@ impl Service {
             // Down, it has no routes; they come when it is up again.
             self.put_addresses(config)?;
         }
-        let routes = routes(config);
+        let routes: HashSet<IpNet> = routes(config).into_iter().collect();
         for &net in self::routes(before).iter().filter(|net| !routes.contains(net)) {
             self.interface.remove_route(net)?;
         }
@@ -250,7 +252,7 @@ const WORKERS_AUTO_MAX: usize = 8;
 
 /// Prefixes that lead into the tunnel. A default route is left to the operator: without policy
 /// routing it would lead the tunnel's own packets into the tunnel.
-fn routes(config: &Config) -> Vec<ipnet::IpNet> {
+fn routes(config: &Config) -> Vec<IpNet> {
     if config.interface.routes == Routes::Off {
         return Vec::new();
     }

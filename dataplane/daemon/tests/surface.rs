@@ -167,14 +167,64 @@ fn peers_that_cannot_be_are_told_of() {
     assert_eq!(notes(&world), [""; 0]);
 
     // More than the session table bears: what stands before stays, as in the kernel.
-    let mut many = "set=1\n".to_owned();
-    for number in 0..17_000 {
-        many += &format!("public_key={number:062x}05\n");
-    }
-    assert_eq!(ask(&name, &(many + "\n")), "errno=-12\n\n");
+    let peers = |kind: u8, count: usize, remove: bool| -> String {
+        let lines = (0..count).map(|number| match remove {
+            true => format!("public_key={number:062x}{kind:02x}\nremove=true\n"),
+            false => format!(
+                "public_key={number:062x}{kind:02x}\nallowed_ip=fd05:{kind:x}::{number:x}/128\n\
+                 allowed_ip=fd06:{kind:x}::{number:x}/128\nallowed_ip=fd07:{kind:x}::{number:x}/128\n"
+            ),
+        });
+        lines.collect()
+    };
+    assert_eq!(ask(&name, &format!("set=1\n{}\n", peers(5, 17_000, false))), "errno=-12\n\n");
     assert_eq!(count(&world), PEERS_MAX);
     assert!(notes(&world).iter().any(|note| note.contains("room for no more")));
+    // All of them give way to as many others within the time that an answer may take.
+    let others = PEERS_MAX - 1;
+    let change = format!("set=1\n{}{}\n", peers(5, others, true), peers(6, others, false));
+    assert_eq!(ask(&name, &change), "errno=0\n\n");
+    assert_eq!(count(&world), PEERS_MAX);
+    assert_eq!(ask(&name, &format!("set=1\n{}\n", peers(6, others, true))), "errno=0\n\n");
+    assert_eq!(count(&world), 1);
     world.ping(&world.site.a, &world.site.b, 2);
+    world.finish();
+}
+
+/// A prefix leads to the peer that took it last, whatever becomes of the one that had it.
+#[test]
+fn a_prefix_that_moved_stays_where_it_is() {
+    let world = connected_world();
+    let name = world.tunnel.a.interface().to_owned();
+    let set = |peer: u8, more: &str| {
+        let text = format!("set=1\npublic_key={:062x}{peer:02x}\n{more}\n", 7);
+        assert_eq!(ask(&name, &text), "errno=0\n\n");
+    };
+    let owners = |net: &str| {
+        let state = DeviceState::parse(ask(&name, "get=1\n\n").as_bytes()).unwrap();
+        let has = |nets: &[ipnet::IpNet]| nets.iter().any(|shown| shown.to_string() == net);
+        let owners = state.peers.iter().filter(|peer| has(&peer.allowed_ips));
+        owners.map(|peer| peer.public_key.to_hex()[62..].to_owned()).collect::<Vec<_>>()
+    };
+    set(1, "allowed_ip=10.9.7.7/16\nallowed_ip=fd09::/64\n");
+    assert_eq!(
+        (owners("10.9.0.0/16"), owners("fd09::/64")),
+        (vec!["01".into()], vec!["01".into()])
+    );
+    set(2, "allowed_ip=10.9.0.0/16\n");
+    assert_eq!(owners("10.9.0.0/16"), ["02"]);
+    set(1, "allowed_ip=-10.9.0.0/16\n");
+    assert_eq!(owners("10.9.0.0/16"), ["02"], "another peer's is not taken");
+    set(1, "replace_allowed_ips=true\nallowed_ip=10.8.0.0/16\n");
+    assert_eq!((owners("10.9.0.0/16"), owners("fd09::/64")), (vec!["02".into()], vec![]));
+    set(1, "allowed_ip=10.9.0.0/16\n");
+    set(2, "remove=true\n");
+    assert_eq!(
+        (owners("10.9.0.0/16"), owners("10.8.0.0/16")),
+        (vec!["01".into()], vec!["01".into()])
+    );
+    set(1, "allowed_ip=-10.9.0.0/16\n");
+    assert_eq!(owners("10.9.0.0/16"), [""; 0]);
     world.finish();
 }
 
