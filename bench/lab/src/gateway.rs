@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     net::SocketAddr,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -217,7 +218,10 @@ impl Gateway {
     fn configure(&mut self) -> Result<()> {
         let line = format!("wg show {} listen-port", self.interface);
         let namespace = self.namespace.clone();
+        let socket = socket_path(&self.interface);
         self.daemon.wait_for("its UAPI socket answers", START_LIMIT, || {
+            // `wg` removes a socket that is bound and does not listen yet.
+            UnixStream::connect(&socket).ok()?;
             namespace.exec(&line).ok().filter(|port| !port.trim().is_empty())
         })?;
         if self.options.implementation != Implementation::Millrace {

@@ -262,7 +262,7 @@ fn a_reload_tells_status_and_keeps_what_needs_a_restart() {
 
     let more = format!(
         "{good}\n[[peer]]\nname = \"new\"\npublic_key = \"{STRANGER}\"\n\
-         allowed_ips = [\"192.0.2.0/24\"]\n"
+         allowed_ips = [\"203.0.113.0/24\"]\n"
     );
     let more = more.replace("mtu = 1420", "mtu = 1400\nroutes = \"auto\"");
     reload(&mut world, &more, None);
@@ -270,7 +270,7 @@ fn a_reload_tells_status_and_keeps_what_needs_a_restart() {
     wait_for("the second peer", LIMIT, two).unwrap();
     wait_for("the error to go", LIMIT, || error().is_none().then_some(())).unwrap();
     let gateway = world.tunnel.a.namespace().clone();
-    assert!(gateway.exec("ip route show 192.0.2.0/24").unwrap().contains(&name));
+    assert!(gateway.exec("ip route show 203.0.113.0/24").unwrap().contains(&name));
     assert!(gateway.exec(&format!("ip link show {name}")).unwrap().contains("mtu 1400"));
     assert!(ask(&name, "get=1\n\n").contains("mr_name=new\n"));
     session_is_kept(&world, handshake_s);
@@ -285,7 +285,7 @@ fn a_reload_tells_status_and_keeps_what_needs_a_restart() {
     }
     let one = || (world.tunnel.a.peers().unwrap().len() == 1).then_some(());
     wait_for("the second peer to go", LIMIT, one).unwrap();
-    let gone = || gateway.exec("ip route show 192.0.2.0/24").unwrap().is_empty().then_some(());
+    let gone = || gateway.exec("ip route show 203.0.113.0/24").unwrap().is_empty().then_some(());
     wait_for("its route to go", LIMIT, gone).unwrap();
     session_is_kept(&world, handshake_s);
     world.finish();
