@@ -1,0 +1,116 @@
+//! The configuration file of the relay.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::limits;
+
+mod reader;
+
+/// All keys with their defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub private_key_file: PathBuf,
+    pub workers: usize,
+    pub connections_max: usize,
+    pub drain_seconds: u64,
+    pub https: Option<Https>,
+    pub http: Http,
+    pub stun: Vec<SocketAddr>,
+    /// None: everybody may use the relay.
+    pub keys_file: Option<PathBuf>,
+    /// 0: no limit.
+    pub bytes_per_second: u64,
+    pub burst_bytes: u64,
+    pub metrics: Option<SocketAddr>,
+}
+
+/// [https]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Https {
+    pub listen: Vec<SocketAddr>,
+    pub certificate_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+/// [http]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Http {
+    pub listen: Vec<SocketAddr>,
+    /// /derp also without TLS: for labs, and behind a proxy that ends TLS.
+    pub relay: bool,
+}
+
+/// Table, key, whether a reload takes it over, default, sentence.
+pub const KEYS: &[(&str, &str, bool, &str, &str)] = &[
+    (
+        "relay",
+        "private_key_file",
+        false,
+        "/var/lib/millrace-relay/private.key",
+        "the relay's own key; made on the first start",
+    ),
+    ("relay", "workers", false, "one for each core", "threads that carry packets"),
+    ("relay", "connections_max", false, "100000", "connections beyond it are closed at once"),
+    ("relay", "drain_seconds", true, "2", "how long clients have to leave after SIGTERM"),
+    ("https", "listen", false, "", "addresses with ports, usually [\"[::]:443\"]"),
+    ("https", "certificate_file", true, "", "PEM chain, the server's certificate first"),
+    ("https", "key_file", true, "", "PEM private key of the certificate"),
+    (
+        "http",
+        "listen",
+        false,
+        "none",
+        "addresses with ports for /generate_204, usually [\"[::]:80\"]",
+    ),
+    ("http", "relay", false, "false", "serve /derp without TLS too: for labs"),
+    ("stun", "listen", false, "none", "UDP addresses with ports, usually [\"[::]:3478\"]"),
+    ("admission", "keys_file", true, "everybody", "public keys that may log in, one a line"),
+    ("rate", "bytes_per_second", true, "no limit", "what one client may send"),
+    ("rate", "burst_bytes", true, "two of the largest packets", "what it may send at once"),
+    ("metrics", "listen", false, "none", "address of /metrics, /healthz and /readyz"),
+];
+
+/// The tables of the file.
+pub const TABLES: [&str; 7] = ["relay", "https", "http", "stun", "admission", "rate", "metrics"];
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            private_key_file: "/var/lib/millrace-relay/private.key".into(),
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            connections_max: limits::CONNECTIONS_DEFAULT,
+            drain_seconds: limits::DRAIN_DEFAULT_S,
+            https: None,
+            http: Http::default(),
+            stun: Vec::new(),
+            keys_file: None,
+            bytes_per_second: 0,
+            burst_bytes: limits::BURST_MIN,
+            metrics: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the TOML text. All problems of it come back, not only the first.
+    pub fn from_toml(text: &str) -> Result<Self, millrace_config::Problems> {
+        reader::read(text)
+    }
+
+    /// Whether everything that only a restart takes over is the same.
+    pub fn same_after_reload(&self, new: &Self) -> bool {
+        let Self { private_key_file, workers, connections_max, http, stun, metrics, .. } = self;
+        let listen = |settings: &Self| settings.https.as_ref().map(|https| https.listen.clone());
+        (private_key_file, workers, connections_max, http, stun, metrics)
+            == (
+                &new.private_key_file,
+                &new.workers,
+                &new.connections_max,
+                &new.http,
+                &new.stun,
+                &new.metrics,
+            )
+            && listen(self) == listen(new)
+    }
+}

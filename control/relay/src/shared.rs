@@ -1,0 +1,91 @@
+//! What all threads of the relay see.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use millrace_path::sealed::{PublicKey, SecretKey};
+use rustls::ServerConfig;
+
+use crate::mail::Mailbox;
+use crate::metrics::Counters;
+use crate::registry::Registry;
+
+/// What a reload replaces.
+#[derive(Debug)]
+pub struct Live {
+    /// None without [https].
+    pub tls: Option<Arc<ServerConfig>>,
+    pub admission: Admission,
+    pub rate: Option<Rate>,
+}
+
+/// Who may log in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    Everybody,
+    Keys(HashSet<PublicKey>),
+}
+
+impl Admission {
+    pub fn admits(&self, key: &PublicKey) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Keys(keys) => keys.contains(key),
+        }
+    }
+}
+
+/// What one client may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub bytes_per_second: u64,
+    pub burst_bytes: u64,
+}
+
+/// One worker as the others and the main thread see it.
+#[derive(Debug)]
+pub struct Desk {
+    pub mailbox: Mailbox,
+    pub counters: Counters,
+    /// Grows while the worker takes turns.
+    pub beat: AtomicU64,
+}
+
+#[derive(Debug)]
+pub struct Shared {
+    pub secret: SecretKey,
+    pub public: PublicKey,
+    pub live: ArcSwap<Live>,
+    pub registry: Registry,
+    pub desks: Vec<Desk>,
+    /// One for each STUN socket.
+    pub stun: Vec<Counters>,
+    pub connections: AtomicUsize,
+    pub connections_max: usize,
+    pub reload_failed: AtomicBool,
+    pub draining: AtomicBool,
+    pub stopped: AtomicBool,
+}
+
+impl Shared {
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Makes every worker look at the two flags above.
+    pub fn ring(&self) {
+        for desk in &self.desks {
+            desk.mailbox.ring();
+        }
+    }
+
+    pub fn counters(&self) -> impl Iterator<Item = &Counters> {
+        self.desks.iter().map(|desk| &desk.counters).chain(&self.stun)
+    }
+}
