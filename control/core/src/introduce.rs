@@ -206,7 +206,7 @@ impl<'b> Reader<'b> {
 /// heard yet, if it answers the newest number that we wrote: it was made after that one. Numbers of
 /// one process (one disco key) always grow. After our own restart nothing is remembered, and an old
 /// message passes once; the next real one, which has a higher number, replaces it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Freshness {
     /// Highest number taken from any process of the peer.
     newest_ever: u64,
@@ -216,12 +216,26 @@ pub struct Freshness {
     unanswered: Option<u64>,
     /// Highest number that we wrote.
     written: u64,
+    /// First number that we wrote with what we have to say now; `u64::MAX`: none yet.
+    current: u64,
+}
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Self { newest_ever: 0, process: None, unanswered: None, written: 0, current: u64::MAX }
+    }
 }
 
 impl Freshness {
+    /// What we have to say has changed: whoever has an older introduction wants the next one.
+    pub fn outdated(&mut self) {
+        self.current = u64::MAX;
+    }
+
     /// The number of our next introduction. `wall_nanos` is the time since 1970.
     pub fn next_number(&mut self, wall_nanos: u64) -> u64 {
         self.written = wall_nanos.max(self.written.saturating_add(1));
+        self.current = self.current.min(self.written);
         self.unanswered = Some(self.written);
         self.written
     }
@@ -231,8 +245,9 @@ impl Freshness {
         self.process.map_or(0, |(_, number)| number)
     }
 
-    /// Takes a message or says that it is a replay. True if the sender has not seen our newest
-    /// introduction, so that it wants one.
+    /// Takes a message or says that it is a replay. True if the sender has no introduction of ours
+    /// that says what we have to say now, so that it wants one. (To ask for the newest would have
+    /// two sides that write at the same time answer each other for ever.)
     pub fn take(&mut self, introduction: &Introduction) -> Result<bool, IntroduceError> {
         let Introduction { number: seen, answers, disco_key, .. } = *introduction;
         let answered = answers != 0 && self.unanswered == Some(answers);
@@ -249,7 +264,7 @@ impl Freshness {
         if answered {
             self.unanswered = None;
         }
-        Ok(answers != self.written)
+        Ok(!(self.current..=self.written).contains(&answers))
     }
 }
 
@@ -387,12 +402,12 @@ mod tests {
     #[test]
     fn numbers_must_grow() {
         let mut freshness = Freshness::default();
-        assert_eq!(freshness.take(&numbered(5, 0, FIRST_PROCESS)), Ok(false));
+        assert_eq!(freshness.take(&numbered(5, 0, FIRST_PROCESS)), Ok(true));
         for seen in [5, 4] {
             let error = Err(IntroduceError::Replayed { seen, newest: 5 });
             assert_eq!(freshness.take(&numbered(seen, 0, FIRST_PROCESS)), error);
         }
-        assert_eq!(freshness.take(&numbered(6, 0, SECOND_PROCESS)), Ok(false));
+        assert_eq!(freshness.take(&numbered(6, 0, SECOND_PROCESS)), Ok(true));
         // The first process is over: what it said last cannot be said again.
         let error = Err(IntroduceError::Replayed { seen: 5, newest: 6 });
         assert_eq!(freshness.take(&numbered(5, 0, FIRST_PROCESS)), error);
@@ -400,13 +415,20 @@ mod tests {
     }
 
     #[test]
-    fn who_has_not_our_newest_introduction_wants_it() {
+    fn who_has_not_what_we_have_to_say_now_wants_it() {
         let mut freshness = Freshness::default();
         let ours = freshness.next_number(1000);
         assert_eq!(freshness.take(&numbered(5, 0, FIRST_PROCESS)), Ok(true));
         assert_eq!(freshness.take(&numbered(6, ours, FIRST_PROCESS)), Ok(false));
         assert_eq!(freshness.next_number(900), 1001);
-        assert_eq!(freshness.take(&numbered(7, ours, FIRST_PROCESS)), Ok(true));
+        assert_eq!(freshness.take(&numbered(7, ours, FIRST_PROCESS)), Ok(false));
+        freshness.outdated();
+        assert_eq!(freshness.take(&numbered(8, 1001, FIRST_PROCESS)), Ok(true));
+        assert_eq!(freshness.next_number(900), 1002);
+        assert_eq!(freshness.take(&numbered(9, 1001, FIRST_PROCESS)), Ok(true));
+        assert_eq!(freshness.take(&numbered(10, 1002, FIRST_PROCESS)), Ok(false));
+        // A number that we never wrote in this life.
+        assert_eq!(freshness.take(&numbered(11, 5000, FIRST_PROCESS)), Ok(true));
     }
 
     #[test]

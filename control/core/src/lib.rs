@@ -9,13 +9,23 @@
 //!   yields what to send, what happened, and the next instant with its reason.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod candidate;
 pub mod derp;
 pub mod disco;
+pub mod finder;
 pub mod fuzz;
 pub mod introduce;
 pub mod limits;
+pub mod output;
+pub mod path;
+mod peer;
+pub mod score;
 pub mod sealed;
 pub mod stun;
+pub mod time;
 pub mod transaction;
 mod wire_address;
+
+pub use output::{Event, Output, Reason, Refused, Route, Transmit, Why};
+pub use time::Instant;

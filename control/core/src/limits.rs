@@ -1,5 +1,9 @@
 //! Every limit and timeout of path finding, derived from each other where they depend.
-//! "Tailscale" means what its clients do (wgengine/magicsock, net/netcheck), measured or read.
+//! "Tailscale" means what its clients do (wgengine/magicsock, net/netcheck).
+
+use std::time::Duration;
+
+use crate::budget::Rate;
 
 /// Addresses of one peer that are kept, sent and read (Tailscale prunes above the same number).
 pub const CANDIDATES_MAX: usize = 100;
@@ -8,3 +12,106 @@ pub const RELAY_URL_LEN_MAX: usize = 255;
 
 /// Bytes of the longest UDP payload: 65,535 less IPv4 and UDP headers.
 pub const DATAGRAM_LEN_MAX: usize = 65_507;
+/// Bytes of UDP payload that every IPv6 link carries: 1,280 less IPv6 and UDP headers. A path that
+/// does not carry these is none.
+pub const FRAME_LEN_MIN: usize = 1_232;
+/// Bytes of UDP payload of a full frame where the tunnel does not say: MTU 1,420 and the 32 bytes
+/// of a WireGuard data message.
+pub const FRAME_LEN_DEFAULT: usize = 1_452;
+/// What is tried where full frames do not pass: inner MTUs 1,360, 1,280 and the least, plus 32.
+pub const FRAME_LENS_SMALLER: [usize; 3] = [1_392, 1_312, FRAME_LEN_MIN];
+/// Full frames that may get lost before smaller ones are tried.
+pub const FULL_FRAME_TRIES: u8 = 3;
+/// A path that carries only smaller frames is asked again for full ones after this.
+pub const FULL_FRAME_AGAIN: Duration = Duration::from_secs(600);
+
+/// A path exists for a pair of an uplink and a remote address; more than this are not tried.
+pub const PATHS_MAX: usize = 2 * CANDIDATES_MAX;
+/// Pings of one peer that may be without an answer; of more the oldest are forgotten.
+pub const PINGS_OUTSTANDING_MAX: usize = 512;
+/// A ping is lost after this (Tailscale: the same); later answers are not looked at.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Transactions of pings of a peer that are remembered against replay.
+pub const PINGS_REMEMBERED: usize = 64;
+/// Round trips of which the best counts for choice and the worst for patience.
+pub const RTT_SAMPLES: usize = 5;
+
+/// Pings of one search, for all candidates: the first at once, then after each of these. Doubling
+/// from one lost datagram's time to one that a slow relay needs.
+pub const SEARCH_GAPS: [Duration; 5] = [
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1600),
+];
+/// After a search that found nothing, while there is traffic: soon, then seldom, for ever.
+pub const SEARCH_AGAIN: [Duration; 3] =
+    [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
+/// On a direct path: whether there is a better one (Tailscale: the same).
+pub const UPGRADE_INTERVAL: Duration = Duration::from_secs(60);
+/// Below this round trip nothing better is looked for (Tailscale: the same).
+pub const RTT_GOOD_ENOUGH: Duration = Duration::from_millis(5);
+/// The peer can ask us to search no more often than this.
+pub const SEARCH_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Introductions to a peer that does not answer: doubling between these.
+pub const INTRODUCE_INTERVAL_MIN: Duration = Duration::from_millis(500);
+pub const INTRODUCE_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+/// Without traffic for this long a peer is idle (Tailscale: the same).
+pub const ACTIVE_TIME: Duration = Duration::from_secs(45);
+/// Pings on the path in use while there is traffic. With [`PATIENCE_MAX`], [`SUSPECT_INTERVAL`] and
+/// [`PINGS_LOST`] a dead path is left in 0.4 + 2 × 0.45 + 0.1 = 1.4 s.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(400);
+/// The same without traffic: below the 10 s after which the shortest known NAT forgets
+/// (RFC 4787 asks for 120 s, home routers give 30, some carriers 10).
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(8);
+/// Pings on the other paths that are known to work, while there is traffic.
+pub const ALTERNATE_INTERVAL: Duration = Duration::from_secs(5);
+/// How many of those are kept.
+pub const ALTERNATES_MAX: usize = 3;
+/// Pings on the path in use from the moment that one is overdue.
+pub const SUSPECT_INTERVAL: Duration = Duration::from_millis(100);
+/// A ping is overdue after three round trips within these bounds, but never before one and a half
+/// and [`PATIENCE_EXTRA`].
+pub const PATIENCE_MIN: Duration = Duration::from_millis(200);
+pub const PATIENCE_MAX: Duration = Duration::from_millis(450);
+pub const PATIENCE_EXTRA: Duration = Duration::from_millis(50);
+/// A path is dead when this many pings are overdue and no later one was answered.
+pub const PINGS_LOST: usize = 3;
+/// A path without an answer for this long is not known to work: two pings of an alternate.
+pub const FRESH_TIME: Duration = Duration::from_secs(12);
+/// A path without an answer for this long is forgotten (Tailscale: 5 min 10 s).
+pub const FORGET_TIME: Duration = Duration::from_secs(310);
+
+/// From the first path that works to the choice among those that answered by then.
+pub const SETTLE_TIME: Duration = Duration::from_millis(300);
+/// Between two changes from one working path to another.
+pub const SWITCH_INTERVAL_MIN: Duration = Duration::from_secs(5);
+/// By how much another path must be better than the one in use: both.
+pub const HYSTERESIS_PERCENT: u32 = 5;
+pub const HYSTERESIS_MIN: Duration = Duration::from_micros(300);
+/// Percent of its round trip that a path is given for IPv6 and for staying in private networks
+/// (Tailscale: the same).
+pub const BONUS_IPV6_PERCENT: u32 = 10;
+pub const BONUS_PRIVATE_PERCENT: u32 = 20;
+
+/// WireGuard answers data within its keepalive timeout of 10 s and repeats a handshake after 5:
+/// who sends for this long and hears nothing sends into a hole, whatever pings say.
+pub const DATA_SILENCE_MAX: Duration = Duration::from_secs(15);
+/// A path into which data vanished is not used for this long.
+pub const QUARANTINE_TIME: Duration = Duration::from_secs(60);
+/// A path that died twice is not used for this long, three times: twice as long, and so on up to
+/// [`QUARANTINE_TIME`].
+pub const COMEBACK_PAUSE: Duration = Duration::from_secs(2);
+
+/// Probes to one peer: one search of all candidates at once, then as many as a port scan's alarm
+/// bears. Heartbeats come out of their own timers.
+pub const PROBES_PER_PEER: Rate = Rate { burst: 120, per_second: 20 };
+/// Probes to all peers: what the session table of a home router bears (a few thousand entries that
+/// live for half a minute).
+pub const PROBES_IN_ALL: Rate = Rate { burst: 1_000, per_second: 100 };
+/// Introductions and calls to one peer: a handful as a start-up learns address after address.
+pub const SIGNALS_PER_PEER: Rate = Rate { burst: 6, per_second: 1 };
+/// Answers to one peer's pings.
+pub const PONGS_PER_PEER: Rate = Rate { burst: 200, per_second: 50 };

@@ -1,0 +1,374 @@
+//! The path finder of one gateway: all peers, one disco key, one budget.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
+use std::net::SocketAddr;
+
+use rand::{CryptoRng, RngCore};
+
+use crate::budget::Budget;
+use crate::candidate::{Candidate, OwnAddresses};
+use crate::disco::{DiscoError, Envelope, Message};
+use crate::introduce::{self, Home, IntroduceError};
+use crate::limits::{FRAME_LEN_MIN, PROBES_IN_ALL};
+use crate::output::{Output, Reason, Refused, Route};
+use crate::path::{Pair, UplinkId};
+pub use crate::peer::Uplink;
+use crate::peer::{Context, Own, Peer};
+use crate::sealed::{BoxKey, PublicKey, SecretKey};
+use crate::time::Instant;
+
+/// What does not change while the process lives.
+#[derive(Debug)]
+pub struct Config {
+    /// Our WireGuard key.
+    pub node_key: PublicKey,
+    /// Random, new at each start.
+    pub disco_secret: SecretKey,
+    /// Bytes of UDP payload of the tunnel's longest packet: its MTU and 32.
+    pub frame_len: usize,
+    /// Nanoseconds since 1970 at [`Instant`] zero; what the clock does later changes nothing.
+    pub wall_at_zero: u64,
+}
+
+/// What is ours and changes with the network.
+#[derive(Clone, Debug, Default)]
+pub struct Network {
+    /// The relay at which we listen.
+    pub home: Home,
+    /// What peers are told.
+    pub candidates: Vec<Candidate>,
+    /// What is never probed.
+    pub addresses: OwnAddresses,
+    pub uplinks: Vec<Uplink>,
+}
+
+/// What happened. Datagrams and packets are opened in place.
+#[derive(Debug)]
+pub enum Input<'i> {
+    /// A peer of the configuration, with the box key of its and our WireGuard keys. Replaces one
+    /// with the same key. `endpoint`: where the configuration says it is, if it does.
+    AddPeer {
+        peer: PublicKey,
+        box_key: BoxKey,
+        endpoint: Option<SocketAddr>,
+    },
+    RemovePeer {
+        peer: PublicKey,
+    },
+    /// `major`: links came or went, so that nothing measured before counts.
+    Network {
+        network: Network,
+        major: bool,
+    },
+    /// A datagram that the demultiplexer took for disco.
+    Datagram {
+        from: Pair,
+        bytes: &'i mut [u8],
+    },
+    /// A packet that a relay says is from this peer, if it is disco or an introduction.
+    Relayed {
+        peer: PublicKey,
+        bytes: &'i mut [u8],
+    },
+    /// The tunnel carries packets to or from the peer: once a second is enough.
+    Traffic {
+        peer: PublicKey,
+    },
+    /// Since then data was sent to the peer and nothing authenticated came back.
+    UnansweredData {
+        peer: PublicKey,
+        since: Instant,
+    },
+    /// The instant of the last [`Output::Timeout`] is here.
+    Timeout,
+}
+
+/// Sans-IO: [`Self::handle`] what happened, then do what [`Self::poll_output`] says until it says
+/// nothing more.
+pub struct Finder {
+    own: Own,
+    peers: BTreeMap<PublicKey, Peer>,
+    by_disco_key: BTreeMap<PublicKey, PublicKey>,
+    /// Each peer with a deadline once, the soonest first.
+    deadlines: BTreeSet<(Instant, Reason, PublicKey)>,
+    deadline_of: BTreeMap<PublicKey, (Instant, Reason)>,
+    outputs: VecDeque<Output>,
+    /// The deadline was told since the last input.
+    told: bool,
+    probes: Budget,
+    refused: [u64; Refused::ALL.len()],
+}
+
+impl Finder {
+    pub fn new(config: Config, now: Instant) -> Self {
+        let own = Own {
+            node_key: config.node_key,
+            disco_key: config.disco_secret.public_key(),
+            disco_secret: config.disco_secret,
+            home: Home::default(),
+            candidates: Vec::new(),
+            addresses: OwnAddresses::default(),
+            uplinks: Vec::new(),
+            frame_len: config.frame_len.max(FRAME_LEN_MIN),
+            wall_at_zero: config.wall_at_zero,
+        };
+        Self {
+            own,
+            peers: BTreeMap::new(),
+            by_disco_key: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            deadline_of: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            told: false,
+            probes: Budget::new(PROBES_IN_ALL, now),
+            refused: [0; Refused::ALL.len()],
+        }
+    }
+
+    /// Takes in what happened at `now`, which never goes back.
+    pub fn handle<R: RngCore + CryptoRng>(
+        &mut self,
+        now: Instant,
+        input: Input<'_>,
+        random: &mut R,
+    ) {
+        self.told = false;
+        match input {
+            Input::AddPeer { peer, box_key, endpoint } => {
+                self.remove(peer);
+                let mut context = self.context(now, random);
+                let added = Peer::new(peer, box_key, endpoint, &mut context);
+                self.peers.insert(peer, added);
+                self.with_peer(now, random, peer, |_, _| ());
+            }
+            Input::RemovePeer { peer } => self.remove(peer),
+            Input::Network { network, major } => self.network(now, random, network, major),
+            Input::Datagram { from, bytes } => {
+                if let Err(refused) = self.datagram(now, random, from, bytes) {
+                    self.refuse(refused);
+                }
+            }
+            Input::Relayed { peer, bytes } => {
+                if let Err(refused) = self.relayed(now, random, peer, bytes) {
+                    self.refuse(refused);
+                }
+            }
+            Input::Traffic { peer } => {
+                self.with_peer(now, random, peer, |peer, context| peer.active(context));
+            }
+            Input::UnansweredData { peer, since } => {
+                let told = |peer: &mut Peer, context: &mut Context<'_>| {
+                    peer.unanswered_data(context, since);
+                };
+                self.with_peer(now, random, peer, told);
+            }
+            Input::Timeout => self.timeout(now, random),
+        }
+    }
+
+    /// The next thing to do, in order; None until the next input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        if self.told {
+            return None;
+        }
+        self.told = true;
+        self.deadlines.first().map(|(at, reason, _)| Output::Timeout(*at, *reason))
+    }
+
+    /// Where a peer's packets go.
+    pub fn route(&self, peer: PublicKey) -> Option<Route> {
+        self.peers.get(&peer).map(|peer| peer.route)
+    }
+
+    /// Our disco key: what peers call us by.
+    pub fn disco_key(&self) -> PublicKey {
+        self.own.disco_key
+    }
+
+    /// What was not used, by name and how often.
+    pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Refused::ALL.into_iter().map(|(refused, name)| (name, self.refused[refused as usize]))
+    }
+
+    fn datagram<R: RngCore>(
+        &mut self,
+        now: Instant,
+        random: &mut R,
+        from: Pair,
+        bytes: &mut [u8],
+    ) -> Result<(), Refused> {
+        // The same address in its other form is another key of every table.
+        let ip = from.remote.ip().to_canonical();
+        let from = Pair { remote: SocketAddr::new(ip, from.remote.port()), ..from };
+        let (peer, message) = self.open(bytes)?;
+        let handled = self.with_peer(now, random, peer, |peer, context| {
+            peer.heard();
+            match message {
+                Message::Ping { transaction, .. } => peer.ping(context, from, transaction),
+                Message::Pong { transaction, source } => {
+                    peer.pong(context, from, transaction, source)
+                }
+                Message::CallMeMaybe { .. } => Err(Refused::CallMeMaybeByUdp),
+                Message::Unknown { .. } => Err(Refused::DiscoUnknownType),
+            }
+        });
+        handled.unwrap_or(Err(Refused::UnknownDiscoKey))
+    }
+
+    fn relayed<R: RngCore>(
+        &mut self,
+        now: Instant,
+        random: &mut R,
+        peer: PublicKey,
+        bytes: &mut [u8],
+    ) -> Result<(), Refused> {
+        if !self.peers.contains_key(&peer) {
+            return Err(Refused::RelayUnknownPeer);
+        }
+        if introduce::is_introduction(bytes) {
+            return self.introduced(now, random, peer, bytes);
+        }
+        let (sender, message) = self.open(bytes)?;
+        if sender != peer {
+            return Err(Refused::UnknownDiscoKey);
+        }
+        let handled = self.with_peer(now, random, peer, |peer, _| {
+            peer.heard();
+            match message {
+                Message::CallMeMaybe { addresses } => {
+                    peer.called(now, addresses);
+                    Ok(())
+                }
+                // Tailscale pings through relays as well; we know what our relay does otherwise.
+                _ => Err(Refused::DiscoUnknownType),
+            }
+        });
+        handled.unwrap_or(Err(Refused::RelayUnknownPeer))
+    }
+
+    fn introduced<R: RngCore>(
+        &mut self,
+        now: Instant,
+        random: &mut R,
+        peer: PublicKey,
+        bytes: &mut [u8],
+    ) -> Result<(), Refused> {
+        let before = self.peers.get(&peer).and_then(Peer::disco_key);
+        let own = self.own.disco_key;
+        let known = mem::take(&mut self.by_disco_key);
+        let is_taken = |key| key == own || known.get(&key).is_some_and(|owner| *owner != peer);
+        let taken = self.with_peer(now, random, peer, |peer, context| {
+            Ok((peer.introduced(context, bytes, is_taken)?, peer.disco_key()))
+        });
+        self.by_disco_key = known;
+        let (new, key) = match taken {
+            Some(Ok(taken)) => taken,
+            Some(Err(error)) => return Err(refused_introduction(error)),
+            None => return Err(Refused::RelayUnknownPeer),
+        };
+        if new {
+            before.map(|before| self.by_disco_key.remove(&before));
+            key.map(|key| self.by_disco_key.insert(key, peer));
+        }
+        Ok(())
+    }
+
+    /// Opens a disco message and says whose it is. No cryptography for strangers.
+    fn open(&self, bytes: &mut [u8]) -> Result<(PublicKey, Message), Refused> {
+        let envelope = Envelope::parse(bytes).ok_or(Refused::NotDisco)?;
+        let key = self.by_disco_key.get(&envelope.sender).ok_or(Refused::UnknownDiscoKey)?;
+        let peer = self.peers.get(key).ok_or(Refused::UnknownDiscoKey)?;
+        let message = envelope.open(peer.disco_box().ok_or(Refused::UnknownDiscoKey)?);
+        let message = message.map_err(|error| match error {
+            DiscoError::Sealed => Refused::DiscoForged,
+            DiscoError::Short { .. } => Refused::DiscoShort,
+        })?;
+        Ok((*key, message))
+    }
+
+    fn network<R: RngCore>(&mut self, now: Instant, random: &mut R, network: Network, major: bool) {
+        let own = &self.own;
+        let same = own.home == network.home
+            && own.candidates == network.candidates
+            && own.uplinks == network.uplinks;
+        self.own.home = network.home;
+        self.own.candidates = network.candidates;
+        self.own.addresses = network.addresses;
+        self.own.uplinks = network.uplinks;
+        if same && !major {
+            return;
+        }
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.with_peer(now, random, peer, |peer, context| peer.own_changed(context, major));
+        }
+    }
+
+    fn timeout<R: RngCore>(&mut self, now: Instant, random: &mut R) {
+        let due = self.deadlines.iter().take_while(|(at, ..)| *at <= now);
+        for peer in due.map(|(.., peer)| *peer).collect::<Vec<_>>() {
+            self.with_peer(now, random, peer, |_, _| ());
+        }
+    }
+
+    /// Lets a peer take something in and then do all that is due. None if there is no such peer.
+    fn with_peer<R: RngCore, T>(
+        &mut self,
+        now: Instant,
+        random: &mut R,
+        key: PublicKey,
+        take_in: impl FnOnce(&mut Peer, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let mut peer = self.peers.remove(&key)?;
+        let mut context = self.context(now, random);
+        let taken = take_in(&mut peer, &mut context);
+        peer.tick(&mut context);
+        let deadline = peer.deadline(&context);
+        self.peers.insert(key, peer);
+        self.set_deadline(key, deadline);
+        Some(taken)
+    }
+
+    fn context<'c, R: RngCore>(&'c mut self, now: Instant, random: &'c mut R) -> Context<'c> {
+        let Self { own, outputs, probes, .. } = self;
+        Context { now, own, random, outputs, probes }
+    }
+
+    fn set_deadline(&mut self, peer: PublicKey, deadline: Option<(Instant, Reason)>) {
+        if let Some((at, reason)) = self.deadline_of.remove(&peer) {
+            self.deadlines.remove(&(at, reason, peer));
+        }
+        if let Some((at, reason)) = deadline {
+            self.deadline_of.insert(peer, (at, reason));
+            self.deadlines.insert((at, reason, peer));
+        }
+    }
+
+    fn remove(&mut self, key: PublicKey) {
+        self.set_deadline(key, None);
+        if let Some(disco_key) = self.peers.remove(&key).and_then(|peer| peer.disco_key()) {
+            self.by_disco_key.remove(&disco_key);
+        }
+    }
+
+    fn refuse(&mut self, refused: Refused) {
+        self.refused[refused as usize] += 1;
+    }
+}
+
+/// A pair of the only uplink, for drivers that have one.
+pub fn only_uplink(remote: SocketAddr) -> Pair {
+    Pair { uplink: UplinkId(0), remote }
+}
+
+fn refused_introduction(error: IntroduceError) -> Refused {
+    match error {
+        IntroduceError::Version { .. } => Refused::IntroduceVersion,
+        IntroduceError::Sealed | IntroduceError::Sender => Refused::IntroduceForged,
+        IntroduceError::Long { .. } | IntroduceError::Malformed => Refused::IntroduceMalformed,
+        IntroduceError::Replayed { .. } => Refused::IntroduceReplayed,
+    }
+}

@@ -1,0 +1,205 @@
+//! One path: a pair of one of our uplinks and one of a peer's addresses. What was asked on it, what
+//! was answered, how long frames may be, whether it still lives.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+
+use crate::limits::{
+    COMEBACK_PAUSE, FRAME_LENS_SMALLER, FRESH_TIME, FULL_FRAME_AGAIN, FULL_FRAME_TRIES,
+    PATIENCE_EXTRA, PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, QUARANTINE_TIME, RTT_SAMPLES,
+    SUSPECT_INTERVAL,
+};
+use crate::score::Quality;
+use crate::time::Instant;
+
+/// One of our ways out: the daemon's number for a socket or a source address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UplinkId(pub u16);
+
+/// From where and to where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pair {
+    pub uplink: UplinkId,
+    pub remote: SocketAddr,
+}
+
+/// How far the proof of frame lengths is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// Full frames were sent this often, the last time then.
+    Full { tries: u8, sent_at: Option<Instant> },
+    /// Full frames do not pass; all smaller lengths were sent then, `tries` times.
+    Smaller { tries: u8, sent_at: Option<Instant> },
+    /// Nothing more to ask before this moment; never where full frames pass.
+    Done { again_at: Option<Instant> },
+}
+
+/// State of one path. Everything is measured by our own pings: a pong to a ping of ours proves both
+/// directions, whatever else arrives proves nothing.
+#[derive(Clone, Debug)]
+pub struct Path {
+    pub pair: Pair,
+    rtts: ArrayVec<Duration, RTT_SAMPLES>,
+    pub pong_at: Option<Instant>,
+    pub ping_at: Option<Instant>,
+    /// When the oldest pings were sent that no pong followed.
+    unanswered: ArrayVec<Instant, { 4 * PINGS_LOST }>,
+    /// Longest frame that was answered; 0: none, only short pings.
+    proven_len: usize,
+    proof: Proof,
+    /// Data vanished here.
+    pub quarantined_until: Option<Instant>,
+    /// How often it died, lately.
+    deaths: u32,
+}
+
+impl Path {
+    pub fn new(pair: Pair) -> Self {
+        Self {
+            pair,
+            rtts: ArrayVec::new(),
+            pong_at: None,
+            ping_at: None,
+            unanswered: ArrayVec::new(),
+            proven_len: 0,
+            proof: Proof::Full { tries: 0, sent_at: None },
+            quarantined_until: None,
+            deaths: 0,
+        }
+    }
+
+    /// A short ping went out.
+    pub fn pinged(&mut self, now: Instant) {
+        self.ping_at = Some(now);
+        // Once full, the oldest say enough.
+        let _ = self.unanswered.try_push(now);
+    }
+
+    /// A ping that was sent then, with a frame of `len` bytes, was answered.
+    pub fn ponged(&mut self, now: Instant, sent_at: Instant, len: usize, full_len: usize) {
+        self.pong_at = Some(now);
+        self.unanswered.retain(|at| *at > sent_at);
+        if len < FRAME_LENS_SMALLER[FRAME_LENS_SMALLER.len() - 1] {
+            if self.rtts.is_full() {
+                self.rtts.remove(0);
+            }
+            self.rtts.push(now.since(sent_at));
+            return;
+        }
+        self.proven_len = self.proven_len.max(len);
+        let again_at = (len < full_len).then(|| now + FULL_FRAME_AGAIN);
+        if again_at.is_none() || matches!(self.proof, Proof::Smaller { .. }) {
+            self.proof = Proof::Done { again_at };
+        }
+    }
+
+    /// Longest frame that passes, once proven.
+    pub fn proven_len(&self) -> Option<usize> {
+        Some(self.proven_len).filter(|len| *len > 0)
+    }
+
+    /// What was measured, if the path may carry the tunnel now: answered lately, proven with frames
+    /// long enough, not dead, no hole for data.
+    pub fn quality(&self, now: Instant, full_len: usize) -> Option<Quality> {
+        let fresh = self.pong_at.is_some_and(|at| now.since(at) < FRESH_TIME);
+        let quarantined = self.quarantined_until.is_some_and(|until| now < until);
+        if !fresh || quarantined || self.is_dead(now) || self.proven_len == 0 {
+            return None;
+        }
+        let rtt = *self.rtts.iter().min()?;
+        let full_frames = self.proven_len >= full_len;
+        Some(Quality { rtt, remote: self.pair.remote.ip(), full_frames })
+    }
+
+    /// The best of the last round trips.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtts.iter().min().copied()
+    }
+
+    /// After how long a ping is overdue: three round trips, within bounds that make fail-over quick
+    /// and do not take a long way for a dead one.
+    pub fn patience(&self) -> Duration {
+        let worst = self.rtts.iter().max().copied().unwrap_or(PATIENCE_MAX);
+        let usual = (3 * worst).clamp(PATIENCE_MIN, PATIENCE_MAX);
+        usual.max(worst + worst / 2 + PATIENCE_EXTRA)
+    }
+
+    /// When the oldest ping without answer becomes overdue.
+    pub fn suspect_at(&self) -> Option<Instant> {
+        Some(*self.unanswered.first()? + self.patience())
+    }
+
+    /// When, without another pong, the path is dead.
+    pub fn dead_at(&self) -> Option<Instant> {
+        Some(*self.unanswered.get(PINGS_LOST - 1)? + self.patience())
+    }
+
+    pub fn is_dead(&self, now: Instant) -> bool {
+        self.dead_at().is_some_and(|at| at <= now)
+    }
+
+    /// The path died in use. It may come back at once the first time, then ever later: a path that
+    /// comes and goes is worse than the relay.
+    pub fn died(&mut self, now: Instant) {
+        if self.deaths > 0 {
+            let pause = COMEBACK_PAUSE * 2_u32.saturating_pow(self.deaths - 1);
+            self.quarantined_until = Some(now + pause.min(QUARANTINE_TIME));
+        }
+        self.deaths += 1;
+    }
+
+    /// When a short ping is due on a path that is watched: regularly, and faster once one is overdue.
+    pub fn ping_due_at(&self, interval: Duration) -> Option<Instant> {
+        let last = self.ping_at?;
+        let regular = last + interval;
+        let quick = self.suspect_at().map(|at| at.max(last + SUSPECT_INTERVAL));
+        Some(quick.map_or(regular, |quick| quick.min(regular)))
+    }
+
+    /// When the next long frames are to be sent, once the path has answered at all.
+    pub fn proof_at(&self) -> Option<Instant> {
+        let answered = self.pong_at?;
+        match self.proof {
+            Proof::Full { sent_at, .. } | Proof::Smaller { sent_at, .. } => {
+                Some(sent_at.map_or(answered, |at| at + self.patience()))
+            }
+            Proof::Done { again_at } => again_at,
+        }
+    }
+
+    /// The lengths to send now, for which `proof_at` is over.
+    pub fn next_proof(&mut self, now: Instant, full_len: usize) -> ArrayVec<usize, 4> {
+        let mut lens = ArrayVec::new();
+        match self.proof {
+            Proof::Full { tries, .. } if tries < FULL_FRAME_TRIES => {
+                self.proof = Proof::Full { tries: tries + 1, sent_at: Some(now) };
+                lens.push(full_len);
+            }
+            Proof::Smaller { tries, .. } if tries >= FULL_FRAME_TRIES => {
+                // Nothing passes but pings: try again when much else has changed.
+                self.proof = Proof::Done { again_at: Some(now + FULL_FRAME_AGAIN) };
+            }
+            Proof::Full { .. } | Proof::Smaller { .. } => {
+                let tries = if let Proof::Smaller { tries, .. } = self.proof { tries } else { 0 };
+                self.proof = Proof::Smaller { tries: tries + 1, sent_at: Some(now) };
+                lens.extend(FRAME_LENS_SMALLER.into_iter().filter(|len| *len < full_len));
+            }
+            Proof::Done { .. } => {
+                self.proof = Proof::Full { tries: 1, sent_at: Some(now) };
+                lens.push(full_len);
+            }
+        }
+        lens
+    }
+
+    /// Everything measured is void: another network is under the same addresses.
+    pub fn forget(&mut self) {
+        *self = Self {
+            quarantined_until: self.quarantined_until,
+            deaths: self.deaths,
+            ..Self::new(self.pair)
+        };
+    }
+}

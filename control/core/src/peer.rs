@@ -1,0 +1,409 @@
+//! What is known of one peer, and what to do about it: search, prove, choose, watch, leave.
+
+mod choice;
+mod probe;
+mod search;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::RngCore;
+
+use crate::budget::Budget;
+use crate::candidate::{Candidate, CandidateKind, CandidateList, OwnAddresses};
+use crate::disco::Message;
+use crate::introduce::{self, Freshness, Home, IntroduceError, Introduction};
+use crate::limits::{
+    ACTIVE_TIME, ALTERNATE_INTERVAL, ALTERNATES_MAX, DATA_SILENCE_MAX, HEARTBEAT_INTERVAL,
+    INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, PING_TIMEOUT, PINGS_REMEMBERED, PONGS_PER_PEER,
+    PROBES_PER_PEER, QUARANTINE_TIME, SIGNALS_PER_PEER, SUSPECT_INTERVAL,
+};
+use crate::output::{Event, Output, Reason, Refused, Route, Transmit, Why};
+use crate::path::{Pair, Path, UplinkId};
+use crate::score::Quality;
+use crate::sealed::{BoxKey, PublicKey, SecretKey};
+use crate::time::Instant;
+use crate::transaction::TransactionId;
+use probe::Ping;
+use search::Search;
+
+/// One of our ways out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    pub id: UplinkId,
+    pub ipv6: bool,
+}
+
+/// What is ours.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub node_key: PublicKey,
+    pub disco_secret: SecretKey,
+    pub disco_key: PublicKey,
+    pub home: Home,
+    /// What peers are told.
+    pub candidates: Vec<Candidate>,
+    pub addresses: OwnAddresses,
+    pub uplinks: Vec<Uplink>,
+    /// Bytes of UDP payload of the tunnel's longest packet.
+    pub frame_len: usize,
+    /// Nanoseconds since 1970 at [`Instant`] zero.
+    pub wall_at_zero: u64,
+}
+
+/// What one call works with.
+pub(crate) struct Context<'c> {
+    pub(crate) now: Instant,
+    pub(crate) own: &'c Own,
+    pub(crate) random: &'c mut dyn RngCore,
+    pub(crate) outputs: &'c mut VecDeque<Output>,
+    /// Probes to all peers.
+    pub(crate) probes: &'c mut Budget,
+}
+
+impl Context<'_> {
+    fn random<const LEN: usize>(&mut self) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        self.random.fill_bytes(&mut bytes);
+        bytes
+    }
+
+    fn transmit(&mut self, transmit: Transmit) {
+        self.outputs.push_back(Output::Transmit(transmit));
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+}
+
+pub(crate) struct Peer {
+    key: PublicKey,
+    box_key: BoxKey,
+    /// The peer's disco key and the key of it and ours, once introduced.
+    disco: Option<(PublicKey, BoxKey)>,
+    freshness: Freshness,
+    candidates: CandidateList,
+    paths: BTreeMap<Pair, Path>,
+    pings: VecDeque<Ping>,
+    pub(crate) route: Route,
+    switched_at: Instant,
+    settle_at: Option<Instant>,
+    active_until: Option<Instant>,
+    search: Search,
+    introduce_at: Option<Instant>,
+    signals: Budget,
+    introduce_gap: Duration,
+    probes: Budget,
+    pongs: Budget,
+    /// The peer has an introduction of this process: it answered one, or wrote to our disco key.
+    heard: bool,
+    /// Transactions of the peer's pings, the newest last.
+    seen_pings: VecDeque<TransactionId>,
+}
+
+impl Peer {
+    /// `endpoint`: where the configuration says the peer is. Such a peer may be plain WireGuard and
+    /// stays untouched until it introduces itself; others are at their relay from the first packet.
+    pub(crate) fn new(
+        key: PublicKey,
+        box_key: BoxKey,
+        endpoint: Option<SocketAddr>,
+        context: &mut Context<'_>,
+    ) -> Self {
+        let now = context.now;
+        let mut candidates = CandidateList::default();
+        if let Some(address) = endpoint {
+            candidates.insert(Candidate { kind: CandidateKind::Configured, address });
+        }
+        let mut peer = Self {
+            key,
+            box_key,
+            disco: None,
+            freshness: Freshness::default(),
+            candidates,
+            paths: BTreeMap::new(),
+            pings: VecDeque::new(),
+            route: Route::Unset,
+            switched_at: now,
+            settle_at: None,
+            active_until: None,
+            search: Search::default(),
+            introduce_at: Some(now),
+            signals: Budget::new(SIGNALS_PER_PEER, now),
+            introduce_gap: INTRODUCE_INTERVAL_MIN,
+            probes: Budget::new(PROBES_PER_PEER, now),
+            pongs: Budget::new(PONGS_PER_PEER, now),
+            heard: false,
+            seen_pings: VecDeque::new(),
+        };
+        if endpoint.is_none() {
+            peer.set_route(context, Route::Relay, Why::First);
+        }
+        peer
+    }
+
+    pub(crate) fn disco_key(&self) -> Option<PublicKey> {
+        self.disco.as_ref().map(|(key, _)| *key)
+    }
+
+    pub(crate) fn disco_box(&self) -> Option<&BoxKey> {
+        self.disco.as_ref().map(|(_, key)| key)
+    }
+
+    /// The peer has our introduction: no need to repeat it.
+    pub(crate) fn heard(&mut self) {
+        if !self.heard {
+            self.heard = true;
+            self.introduce_at = None;
+            self.introduce_gap = INTRODUCE_INTERVAL_MIN;
+        }
+    }
+
+    /// The tunnel has packets for the peer, or had some from it.
+    pub(crate) fn active(&mut self, context: &mut Context<'_>) {
+        let was_idle = self.active_until.is_none_or(|until| until <= context.now);
+        self.active_until = Some(context.now + ACTIVE_TIME);
+        if was_idle {
+            self.search.fruitless = 0;
+            if self.disco.is_none() {
+                self.introduce_gap = INTRODUCE_INTERVAL_MIN;
+                self.introduce_at = Some(context.now);
+            } else if !matches!(self.route, Route::Direct { .. }) {
+                self.start_search(context.now, true);
+            } else if self.search.next_at.is_none() {
+                self.search.next_at = self.next_search(context.now);
+            }
+        }
+    }
+
+    /// What the data plane saw last: data sent since when without anything authenticated back.
+    pub(crate) fn unanswered_data(&mut self, context: &mut Context<'_>, since: Instant) {
+        let Route::Direct { pair, .. } = self.route else { return };
+        let since = since.max(self.switched_at);
+        if context.now.since(since) < DATA_SILENCE_MAX {
+            return;
+        }
+        if let Some(path) = self.paths.get_mut(&pair) {
+            path.quarantined_until = Some(context.now + QUARANTINE_TIME);
+        }
+        self.leave(context, Why::DataLost);
+    }
+
+    /// An introduction that the relay says is from this peer. True if its disco key is new;
+    /// `is_taken` says whether a key is somebody else's.
+    pub(crate) fn introduced(
+        &mut self,
+        context: &mut Context<'_>,
+        packet: &mut [u8],
+        is_taken: impl Fn(PublicKey) -> bool,
+    ) -> Result<bool, IntroduceError> {
+        let introduction = introduce::open(packet, self.key, &self.box_key)?;
+        // Another's disco key would bring us that one's messages under this one's name.
+        if is_taken(introduction.disco_key) {
+            return Err(IntroduceError::Sender);
+        }
+        let wanted = match self.freshness.take(&introduction) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                // A peer whose clock went back is heard once it answers this.
+                self.answer_introduction(context.now);
+                return Err(error);
+            }
+        };
+        let Introduction { disco_key, home, candidates, .. } = introduction;
+        let new = self.disco_key() != Some(disco_key);
+        if new {
+            let agreed = BoxKey::agree(&context.own.disco_secret, disco_key);
+            self.disco = Some((disco_key, agreed.ok_or(IntroduceError::Malformed)?));
+            // Another process: what the one before answered says little.
+            self.pings.clear();
+            self.heard = false;
+            context.event(Event::Introduced { peer: self.key, home });
+        }
+        self.candidates.retain(|known| known.kind == CandidateKind::Configured);
+        for candidate in candidates {
+            self.candidates.insert(candidate);
+        }
+        if self.route == Route::Unset {
+            self.set_route(context, Route::Relay, Why::Introduced);
+        }
+        if wanted {
+            self.answer_introduction(context.now);
+        } else {
+            self.heard();
+        }
+        self.start_search(context.now, false);
+        Ok(new)
+    }
+
+    pub(crate) fn ping(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Pair,
+        transaction: TransactionId,
+    ) -> Result<(), Refused> {
+        if self.seen_pings.contains(&transaction) {
+            return Err(Refused::PingReplayed);
+        }
+        if !self.pongs.take(context.now) {
+            return Err(Refused::PingOverBudget);
+        }
+        if self.seen_pings.len() == PINGS_REMEMBERED {
+            self.seen_pings.pop_front();
+        }
+        self.seen_pings.push_back(transaction);
+        context.own.addresses.check(from.remote).map_err(|_| Refused::NeverProbed)?;
+        self.send(context, from, &Message::Pong { transaction, source: from.remote }, false);
+        // The NAT on the peer's side is open to us right now: ask back at once.
+        let known = self.paths.get(&from).is_some_and(|path| path.pong_at.is_some());
+        if !known {
+            let kind = CandidateKind::PeerReflexive;
+            self.candidates.insert(Candidate { kind, address: from.remote });
+            let recently = self
+                .paths
+                .get(&from)
+                .and_then(|path| path.ping_at)
+                .is_some_and(|at| context.now.since(at) < SUSPECT_INTERVAL);
+            if !recently && !self.search.queue.contains(&from) {
+                self.search.queue.push_front(from);
+                self.drain(context);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn pong(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Pair,
+        transaction: TransactionId,
+        seen_as: SocketAddr,
+    ) -> Result<(), Refused> {
+        let at = self.pings.iter().position(|ping| ping.transaction == transaction);
+        let at = at.ok_or(Refused::PongUnmatched)?;
+        if self.pings[at].pair != from {
+            return Err(Refused::PongFromElsewhere);
+        }
+        let Some(ping) = self.pings.remove(at) else { return Err(Refused::PongUnmatched) };
+        let Some(path) = self.paths.get_mut(&from) else { return Err(Refused::PongUnmatched) };
+        if path.pong_at.is_none() {
+            let peer = self.key;
+            context.event(Event::SeenAt { peer, pair: from, address: seen_as });
+        }
+        path.ponged(context.now, ping.sent_at, ping.len, context.own.frame_len);
+        self.choose(context);
+        Ok(())
+    }
+
+    /// The peer asks us to ping it there, now.
+    pub(crate) fn called(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
+        for address in addresses {
+            self.candidates.insert(Candidate { kind: CandidateKind::Other, address });
+        }
+        self.start_search(now, false);
+    }
+
+    /// Our addresses, uplinks or home changed: tell the peer, and look at every path anew.
+    pub(crate) fn own_changed(&mut self, context: &mut Context<'_>, major: bool) {
+        let uplinks = &context.own.uplinks;
+        self.paths.retain(|pair, _| uplinks.iter().any(|uplink| uplink.id == pair.uplink));
+        if major {
+            self.paths.values_mut().for_each(Path::forget);
+            self.pings.clear();
+        }
+        if let Route::Direct { pair, .. } = self.route
+            && (major || !self.paths.contains_key(&pair))
+        {
+            self.leave(context, Why::Withdrawn);
+        }
+        self.search.queue.retain(|pair| uplinks.iter().any(|uplink| uplink.id == pair.uplink));
+        self.introduce_gap = INTRODUCE_INTERVAL_MIN;
+        self.freshness.outdated();
+        self.answer_introduction(context.now);
+    }
+
+    /// Does everything that is due.
+    pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
+        let now = context.now;
+        if let Route::Direct { pair, .. } = self.route {
+            let path = self.paths.get(&pair);
+            if path.is_none_or(|path| path.is_dead(now)) {
+                self.leave(context, Why::Dead);
+            }
+        }
+        if self.settle_at.is_some_and(|at| at <= now) {
+            self.settle_at = None;
+            self.settle(context);
+        }
+        self.heartbeats(context);
+        self.prove_frames(context);
+        if self.introduce_at.is_some_and(|at| at <= now) {
+            self.introduce(context);
+        }
+        if self.search.next_at.is_some_and(|at| at <= now) {
+            self.search_round(context);
+        }
+        self.drain(context);
+        while self.pings.front().is_some_and(|ping| now.since(ping.sent_at) >= PING_TIMEOUT) {
+            self.pings.pop_front();
+        }
+        self.forget_paths(now);
+    }
+
+    /// When [`Self::tick`] has something to do next, and what.
+    pub(crate) fn deadline(&self, context: &Context<'_>) -> Option<(Instant, Reason)> {
+        let mut next: Option<(Instant, Reason)> = None;
+        let mut at = |instant: Option<Instant>, reason| {
+            let Some(instant) = instant else { return };
+            next = Some(next.map_or((instant, reason), |soonest| soonest.min((instant, reason))));
+        };
+        at(self.settle_at, Reason::Settle);
+        at(self.introduce_at, Reason::Introduce);
+        at(self.search.next_at, Reason::Search);
+        at(self.pings.front().map(|ping| ping.sent_at + PING_TIMEOUT), Reason::Expiry);
+        if let Route::Direct { pair, .. } = self.route {
+            at(self.paths.get(&pair).and_then(Path::dead_at), Reason::Death);
+        }
+        for (pair, interval) in self.watched(context) {
+            let due = self.paths.get(&pair).and_then(|path| path.ping_due_at(interval));
+            at(due, Reason::Heartbeat);
+        }
+        for path in self.paths.values() {
+            at(path.proof_at(), Reason::FrameProof);
+        }
+        if !self.search.queue.is_empty() {
+            let ready_at = self.probes.ready_at().max(context.probes.ready_at());
+            at(Some(ready_at), Reason::Budget);
+        }
+        next
+    }
+
+    /// Paths that are pinged as long as they work: the one in use, and with traffic the best others.
+    fn watched(&self, context: &Context<'_>) -> Vec<(Pair, Duration)> {
+        let active = self.is_active(context.now);
+        let mut watched = Vec::with_capacity(1 + ALTERNATES_MAX);
+        let Route::Direct { pair: used, .. } = self.route else { return watched };
+        watched.push((used, if active { HEARTBEAT_INTERVAL } else { KEEPALIVE_INTERVAL }));
+        if active {
+            let mut others = self.working(context);
+            others.retain(|(pair, _)| *pair != used);
+            others.sort_by_key(|(pair, quality)| (quality.cost(), *pair));
+            let others = others.into_iter().take(ALTERNATES_MAX);
+            watched.extend(others.map(|(pair, _)| (pair, ALTERNATE_INTERVAL)));
+        }
+        watched
+    }
+
+    /// Paths that may carry the tunnel now.
+    fn working(&self, context: &Context<'_>) -> Vec<(Pair, Quality)> {
+        let quality = |path: &Path| path.quality(context.now, context.own.frame_len);
+        let with_quality = self.paths.values().map(|path| Some((path.pair, quality(path)?)));
+        with_quality.flatten().collect()
+    }
+
+    fn is_active(&self, now: Instant) -> bool {
+        self.active_until.is_some_and(|until| now < until)
+    }
+}

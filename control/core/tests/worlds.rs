@@ -1,0 +1,352 @@
+//! Two gateways in one simulated world after another: every pair of NATs must end as it should.
+//!
+//! `MILLRACE_WORLDS=n` runs n random worlds, `MILLRACE_SEED=n` runs one again.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod sim;
+
+use std::time::Duration;
+
+use millrace_path::{Route, Why};
+use sim::World;
+use sim::nat::{Filtering, Mapping, Nat};
+
+/// What stands before a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Front {
+    Open,
+    /// Lets in what it saw going out.
+    Firewall,
+    Nat(Mapping, Filtering),
+}
+
+impl Front {
+    const ALL: [Self; 7] = {
+        use Filtering as F;
+        use Mapping as M;
+        [
+            Self::Open,
+            Self::Firewall,
+            Self::Nat(M::EndpointIndependent, F::EndpointIndependent),
+            Self::Nat(M::EndpointIndependent, F::AddressDependent),
+            Self::Nat(M::EndpointIndependent, F::AddressAndPortDependent),
+            Self::Nat(M::AddressAndPortDependent, F::AddressDependent),
+            Self::Nat(M::AddressAndPortDependent, F::AddressAndPortDependent),
+        ]
+    };
+
+    /// Its address as others see it can be learnt from a STUN server.
+    fn is_predictable(self) -> bool {
+        !matches!(self, Self::Nat(Mapping::AddressAndPortDependent, _))
+    }
+
+    /// It lets in what comes from a port that it has not sent to.
+    fn admits_unknown_ports(self) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Firewall => false,
+            Self::Nat(_, filtering) => filtering != Filtering::AddressAndPortDependent,
+        }
+    }
+
+    /// What theory says (RFC 5128, section 3): direct unless one side's port cannot be known and
+    /// the other side wants to know it.
+    fn meets(self, other: Self) -> bool {
+        match (self.is_predictable(), other.is_predictable()) {
+            (true, true) => true,
+            (true, false) => self.admits_unknown_ports(),
+            (false, true) => other.admits_unknown_ports(),
+            (false, false) => false,
+        }
+    }
+}
+
+/// Two gateways behind these, 10 and 15 ms from the middle of the Internet.
+fn world(seed: u64, fronts: [Front; 2]) -> World {
+    let mut world = World::new(seed);
+    for (at, front) in fronts.into_iter().enumerate() {
+        let public = ["192.0.2.1", "203.0.113.1"][at];
+        let (inside, chain) = match front {
+            Front::Open => (format!("{public}:51820"), vec![]),
+            Front::Firewall => {
+                let filtering = Filtering::AddressAndPortDependent;
+                world.nats.push(Nat::new(Mapping::None, filtering, public, vec![]));
+                (format!("{public}:51820"), vec![world.nats.len() - 1])
+            }
+            Front::Nat(mapping, filtering) => {
+                world.nats.push(Nat::new(mapping, filtering, public, vec![]));
+                (format!("10.{at}.0.2:51820"), vec![world.nats.len() - 1])
+            }
+        };
+        world.add_gateway(&inside, chain, [10, 15][at]);
+    }
+    world
+}
+
+#[test]
+fn every_pair_of_nats_ends_as_theory_says() {
+    for one in Front::ALL {
+        for other in Front::ALL {
+            let mut world = world(7, [one, other]);
+            world.start();
+            let direct = world.run_until(Duration::from_secs(10), World::both_direct);
+            println!("{one:?} - {other:?}: {direct:?}");
+            assert_eq!(direct.is_some(), one.meets(other), "{one:?} - {other:?}");
+            if let Some(time) = direct {
+                assert!(time < Duration::from_millis(500), "{one:?} - {other:?}: {time:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_route_is_the_relay_and_the_last_the_direct_path() {
+    let nat = Front::Nat(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent);
+    let mut world = world(1, [nat, nat]);
+    world.start();
+    assert_eq!(world.route(0, 1), Route::Relay);
+    world.run_for(Duration::from_secs(60));
+    for gateway in &world.gateways {
+        let whys: Vec<_> = gateway.routes.iter().map(|(_, _, why)| *why).collect();
+        assert_eq!(whys, [Why::First, Why::Proven]);
+    }
+}
+
+fn easy() -> Front {
+    Front::Nat(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent)
+}
+
+/// A world with both gateways on a direct path, settled.
+fn direct_world(seed: u64, fronts: [Front; 2]) -> World {
+    let mut world = world(seed, fronts);
+    world.start();
+    world.run_until(Duration::from_secs(5), World::both_direct).unwrap();
+    world.run_for(Duration::from_secs(10));
+    world
+}
+
+#[test]
+fn a_dead_path_is_left_within_one_and_a_half_seconds_and_taken_again() {
+    for seed in 0..50 {
+        let mut world = direct_world(seed, [easy(), easy()]);
+        world.run_for(Duration::from_millis(seed * 17));
+        world.cut = vec![(0, 1), (1, 0)];
+        let gone = |world: &World| !world.is_direct(0, 1) && !world.is_direct(1, 0);
+        let time = world.run_until(Duration::from_secs(5), gone).unwrap();
+        assert!(time < Duration::from_millis(1500), "seed {seed}: {time:?}");
+        world.run_for(Duration::from_secs(20));
+        assert!(gone(&world));
+        world.cut.clear();
+        // The peer's next search is at most half a minute away.
+        let time = world.run_until(Duration::from_secs(31), World::both_direct);
+        assert!(time.is_some(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_path_that_carries_one_way_only_is_left_by_both() {
+    let mut world = direct_world(3, [easy(), easy()]);
+    world.cut = vec![(1, 0)];
+    let gone = |world: &World| !world.is_direct(0, 1) && !world.is_direct(1, 0);
+    let time = world.run_until(Duration::from_secs(5), gone).unwrap();
+    assert!(time < Duration::from_millis(1500), "{time:?}");
+    world.run_for(Duration::from_secs(120));
+    assert!(gone(&world));
+}
+
+#[test]
+fn a_path_that_never_carried_both_ways_is_never_used() {
+    let mut world = world(3, [easy(), easy()]);
+    world.cut = vec![(1, 0)];
+    world.start();
+    world.run_for(Duration::from_secs(120));
+    assert!(world.gateways.iter().all(|gateway| gateway.routes.len() == 1));
+}
+
+#[test]
+fn a_nat_that_forgets_under_a_live_path_is_survived() {
+    for seed in 0..20 {
+        let mut world = direct_world(seed, [easy(), easy()]);
+        world.nats[0].flush();
+        let left = world.run_until(Duration::from_secs(2), |world| !world.both_direct()).unwrap();
+        assert!(left < Duration::from_millis(1500), "seed {seed}: {left:?}");
+        let back = world.run_until(Duration::from_secs(3), World::both_direct).unwrap();
+        assert!(left + back < Duration::from_secs(3), "seed {seed}: {left:?} + {back:?}");
+    }
+}
+
+#[test]
+fn an_idle_path_is_kept_open_through_a_nat_that_forgets_after_ten_seconds() {
+    let mut world = world(4, [easy(), easy()]);
+    world.nats.iter_mut().for_each(|nat| nat.timeout = Duration::from_secs(10));
+    world.start();
+    world.run_until(Duration::from_secs(5), World::both_direct).unwrap();
+    world.gateways.iter_mut().for_each(|gateway| gateway.busy = false);
+    world.run_for(Duration::from_secs(50));
+    let before: Vec<_> = world.gateways.iter().map(|gateway| gateway.probes_sent).collect();
+    world.run_for(Duration::from_secs(600));
+    for (gateway, before) in world.gateways.iter().zip(before) {
+        let whys: Vec<_> = gateway.routes.iter().map(|(_, _, why)| *why).collect();
+        assert_eq!(whys, [Why::First, Why::Proven]);
+        // One ping and one pong each 8 s.
+        let sent = gateway.probes_sent - before;
+        assert!((140..=165).contains(&sent), "{sent} datagrams in ten idle minutes");
+    }
+}
+
+#[test]
+fn a_search_without_a_find_goes_on_for_ever_at_a_low_price() {
+    let hard = Front::Nat(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent);
+    let mut world = world(5, [hard, hard]);
+    world.start();
+    world.run_for(Duration::from_secs(60));
+    let before: Vec<_> =
+        world.gateways.iter().map(|gateway| (gateway.probes_sent, gateway.relay_sent)).collect();
+    world.run_for(Duration::from_secs(600));
+    for (gateway, (probes, relayed)) in world.gateways.iter().zip(before) {
+        let (probes, relayed) = (gateway.probes_sent - probes, gateway.relay_sent - relayed);
+        // Two sides search every 30 s: 40 searches of 6 rounds and 2 or 3 candidates.
+        assert!((100..=1000).contains(&probes), "{probes} probes in ten minutes");
+        assert!(relayed <= 150, "{relayed} messages through the relay in ten minutes");
+        assert_eq!(gateway.routes.len(), 1);
+    }
+}
+
+#[test]
+fn the_relay_never_sees_an_address() {
+    let world = direct_world(6, [easy(), easy()]);
+    assert!(world.relayed.len() >= 2);
+    for packet in &world.relayed {
+        for address in [[10, 0, 0, 2], [10, 1, 0, 2], [192, 0, 2, 1], [203, 0, 113, 1]] {
+            assert!(packet.windows(4).all(|window| window != address));
+        }
+    }
+}
+
+#[test]
+fn frames_that_do_not_pass_are_found_out_before_the_path_is_used() {
+    let mut world = world(8, [easy(), easy()]);
+    world.gateways[1].frame_len_max = 1400;
+    world.start();
+    world.run_until(Duration::from_secs(5), World::both_direct).unwrap();
+    world.run_for(Duration::from_secs(1));
+    for gateway in &world.gateways {
+        // Which of the lengths is answered first is chance; nothing longer than passes is believed.
+        let [_, (_, first, Why::Proven), later @ ..] = &gateway.routes[..] else {
+            panic!("{:?}", gateway.routes)
+        };
+        assert!(later.iter().all(|(_, _, why)| *why == Why::LongerFrames));
+        let last = later.last().map_or(first, |(_, route, _)| route);
+        assert!(matches!(last, Route::Direct { frame_len: 1392, .. }), "{last:?}");
+    }
+}
+
+#[test]
+fn a_path_too_narrow_for_any_tunnel_is_not_used() {
+    let mut world = world(8, [easy(), easy()]);
+    world.gateways[1].frame_len_max = 1200;
+    world.start();
+    world.run_for(Duration::from_secs(60));
+    assert!(!world.is_direct(0, 1) && !world.is_direct(1, 0));
+}
+
+#[test]
+fn gateways_on_one_network_meet_there() {
+    let mut world = World::new(9);
+    let filtering = Filtering::AddressAndPortDependent;
+    world.nats.push(Nat::new(Mapping::EndpointIndependent, filtering, "192.0.2.1", vec![]));
+    world.add_gateway("10.0.0.2:51820", vec![0], 10);
+    world.add_gateway("10.0.0.3:51820", vec![0], 10);
+    world.start();
+    world.run_until(Duration::from_secs(5), World::both_direct).unwrap();
+    let Route::Direct { pair, .. } = world.route(0, 1) else { panic!("not direct") };
+    assert_eq!(pair.remote, "10.0.0.3:51820".parse().unwrap());
+}
+
+#[test]
+fn two_subscribers_of_one_carrier_meet_where_it_hairpins_and_at_the_relay_where_not() {
+    for hairpin in [true, false] {
+        let mut world = World::new(10);
+        let filtering = Filtering::AddressAndPortDependent;
+        let nat = |ip, outer| Nat::new(Mapping::EndpointIndependent, filtering, ip, outer);
+        world.nats.push(nat("192.0.2.1", vec![]));
+        world.nats[0].hairpin = hairpin;
+        world.nats.push(nat("100.64.0.11", vec![0]));
+        world.nats.push(nat("100.64.0.12", vec![0]));
+        world.add_gateway("10.0.0.2:51820", vec![1, 0], 10);
+        world.add_gateway("10.0.1.3:51820", vec![2, 0], 10);
+        world.start();
+        let direct = world.run_until(Duration::from_secs(10), World::both_direct);
+        assert_eq!(direct.is_some(), hairpin);
+    }
+}
+
+#[test]
+fn data_that_vanishes_where_pings_pass_sends_the_tunnel_back_to_the_relay() {
+    let mut world = direct_world(11, [easy(), easy()]);
+    let peer = world.gateways[1].node_key;
+    let since = world.now;
+    world.run_for(Duration::from_secs(14));
+    world.unanswered_data(0, peer, since);
+    assert!(world.is_direct(0, 1), "WireGuard may be silent for so long");
+    world.run_for(Duration::from_secs(2));
+    world.unanswered_data(0, peer, since);
+    assert_eq!(world.gateways[0].routes.last().unwrap().2, Why::DataLost);
+    world.run_for(Duration::from_secs(55));
+    assert!(!world.is_direct(0, 1), "pings still pass, and are not believed");
+    world.run_for(Duration::from_secs(40));
+    assert!(world.is_direct(0, 1), "after a minute the path has another chance");
+}
+
+#[test]
+fn another_network_under_the_gateway_is_another_path() {
+    let mut world = direct_world(12, [easy(), Front::Open]);
+    let filtering = Filtering::AddressAndPortDependent;
+    world.nats.push(Nat::new(Mapping::EndpointIndependent, filtering, "192.0.2.99", vec![]));
+    world.gateways[0].chain = vec![1];
+    world.gateways[0].socket = "172.16.0.2:51820".parse().unwrap();
+    world.roamed(0);
+    let back = |world: &World| {
+        let there = "192.0.2.99".parse::<std::net::IpAddr>().unwrap();
+        let route = world.route(1, 0);
+        let moved = matches!(route, Route::Direct { pair, .. } if pair.remote.ip() == there);
+        moved && world.is_direct(0, 1)
+    };
+    let time = world.run_until(Duration::from_secs(5), back).unwrap();
+    assert!(time < Duration::from_secs(5), "{time:?}");
+}
+
+/// Random pairs of NATs, distances, losses, time-outs: what can meet meets and stays.
+#[test]
+fn random_worlds_converge_and_do_not_flap() {
+    use rand::{Rng, SeedableRng};
+    let variable = |name| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
+    let seeds = match variable("MILLRACE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..variable("MILLRACE_WORLDS").unwrap_or(100),
+    };
+    for seed in seeds {
+        let mut dice = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let fronts = [0; 2].map(|_| Front::ALL[dice.random_range(0..Front::ALL.len())]);
+        let mut world = world(seed, fronts);
+        world.loss = dice.random_range(0.0..0.03);
+        world.relay_latency = Duration::from_millis(dice.random_range(5..150));
+        for gateway in &mut world.gateways {
+            gateway.latency = Duration::from_millis(dice.random_range(1..60));
+        }
+        for nat in &mut world.nats {
+            nat.timeout = Duration::from_secs(dice.random_range(10..300));
+        }
+        let case = format!("MILLRACE_SEED={seed}: {fronts:?}, loss {:.3}", world.loss);
+        world.start();
+        let direct = world.run_until(Duration::from_secs(40), World::both_direct);
+        assert_eq!(direct.is_some(), fronts[0].meets(fronts[1]), "{case}: {direct:?}");
+        world.run_for(Duration::from_secs(300));
+        for gateway in &world.gateways {
+            // The relay first, a path, perhaps a better one soon after; loss alone moves nothing.
+            assert!(gateway.routes.len() <= 3, "{case}: {:?}", gateway.routes);
+            let per_second = gateway.probes_sent as f64 / 340.0;
+            assert!(per_second < 12.0, "{case}: {per_second} datagrams a second");
+        }
+    }
+}
