@@ -5,6 +5,7 @@
 //! subtraction of the prime is a masked selection.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use crate::TAG_LEN;
 use crate::wide::{KeyBlocks, TEXTS_MAX, Texts};
@@ -274,6 +275,8 @@ fn tag(limbs: [u64; 5], pad: [u64; 2]) -> [u8; TAG_LEN] {
     let (reduced, carry) = value.overflowing_add(5);
     // All ones if h is p or more.
     let fits = 0_u128.wrapping_sub(u128::from((top + u64::from(carry)) >> 2));
+    // The compiler must not see that it is one of two values, and branch.
+    let fits = black_box(fits);
     let value = (reduced & fits) | (value & !fits);
     let pad = u128::from(pad[1]) << 64 | u128::from(pad[0]);
     value.wrapping_add(pad).to_le_bytes()
