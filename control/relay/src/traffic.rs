@@ -78,6 +78,7 @@ impl Worker {
         let deadline_ms = self.now_ms + limits::LOGIN_LIMIT.as_millis() as u64;
         let mut scratch = std::mem::take(&mut self.scratch);
         if let Some(connection) = self.connection(slot, generation) {
+            tracing::debug!(peer = %connection.peer, "asked for {:?}", request.asked);
             connection.closing = phase.is_none() && request.last;
             connection.deadline_ms = deadline_ms;
             connection.phase = phase.unwrap_or(Phase::Request { relay });
