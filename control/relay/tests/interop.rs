@@ -1,6 +1,8 @@
 //! Against parties that nobody here wrote: Tailscale's client through our relay, our client through
 //! an unmodified derper, and both at once.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! The relay as its clients and its operator meet it.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::fs;
