@@ -29,13 +29,13 @@ fn packets_pass_between_all_clients_in_order_and_unchanged() {
     };
     for from in 0..peers.len() {
         for n in 0..20 {
-            for to in 0..keys.len() {
-                peers[from].send(keys[to], &content(from, to, n));
+            for (to, &key) in keys.iter().enumerate() {
+                peers[from].send(key, &content(from, to, n));
             }
         }
-        for to in 0..keys.len() {
+        for (to, peer) in peers.iter_mut().enumerate() {
             for n in 0..20 {
-                peers[to].expect_packet(keys[from], &content(from, to, n));
+                peer.expect_packet(keys[from], &content(from, to, n));
             }
         }
     }
