@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::limits::CANDIDATES_MAX;
+use crate::limits::{CANDIDATES_MAX, PEER_REFLEXIVE_MAX};
 
 /// Where an address was learnt. The numbers are those of [`crate::introduce`].
 ///
@@ -172,6 +172,17 @@ impl CandidateList {
         known.is_none()
     }
 
+    /// Adds an address that a ping came from. Of too many the oldest goes: whoever replays old pings
+    /// from new addresses must not drive out what the peer itself named.
+    pub fn insert_peer_reflexive(&mut self, address: SocketAddr) {
+        let kind = CandidateKind::PeerReflexive;
+        let of_kind = self.0.iter().take_while(|candidate| candidate.kind == kind).count();
+        if of_kind >= PEER_REFLEXIVE_MAX && !self.contains(address) {
+            self.0.remove(0);
+        }
+        self.insert(Candidate { kind, address });
+    }
+
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Candidate> {
         self.0.iter()
     }
@@ -249,6 +260,18 @@ mod tests {
             assert!(kind.to_wire() == number || kind == CandidateKind::Other);
         }
         assert_eq!(CandidateKind::from_wire(3), CandidateKind::PortMapped);
+    }
+
+    #[test]
+    fn addresses_that_pings_came_from_do_not_drive_out_the_others() {
+        let mut list = CandidateList::default();
+        list.insert(candidate(CandidateKind::Reflexive, "203.0.113.1:1"));
+        for port in 1..1000 {
+            list.insert_peer_reflexive(SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), port)));
+        }
+        assert_eq!(list.iter().len(), 1 + PEER_REFLEXIVE_MAX);
+        assert!(list.contains("192.0.2.1:999".parse().unwrap()));
+        assert!(list.contains("203.0.113.1:1".parse().unwrap()));
     }
 
     proptest! {

@@ -7,6 +7,8 @@ use crate::budget::Rate;
 
 /// Addresses of one peer that are kept, sent and read (Tailscale prunes above the same number).
 pub const CANDIDATES_MAX: usize = 100;
+/// Of those, addresses that were not named but seen as the source of a ping.
+pub const PEER_REFLEXIVE_MAX: usize = 8;
 /// Bytes of a relay's URL in an introduction: its length is one byte.
 pub const RELAY_URL_LEN_MAX: usize = 255;
 

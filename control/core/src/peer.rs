@@ -259,8 +259,7 @@ impl Peer {
         // The NAT on the peer's side is open to us right now: ask back at once.
         let known = self.paths.get(&from).is_some_and(|path| path.pong_at.is_some());
         if !known {
-            let kind = CandidateKind::PeerReflexive;
-            self.candidates.insert(Candidate { kind, address: from.remote });
+            self.candidates.insert_peer_reflexive(from.remote);
             let recently = self
                 .paths
                 .get(&from)

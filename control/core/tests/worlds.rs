@@ -316,6 +316,91 @@ fn another_network_under_the_gateway_is_another_path() {
     assert!(time < Duration::from_secs(5), "{time:?}");
 }
 
+/// Two open gateways, 50 ms there and back by IPv4, with IPv6 at this round trip.
+fn dual_stack(seed: u64, ipv6_rtt_ms: u64) -> World {
+    let mut world = world(seed, [Front::Open, Front::Open]);
+    for (at, gateway) in world.gateways.iter_mut().enumerate() {
+        let address = ["[2001:db8::1]:51820", "[2001:db8::2]:51820"][at].parse().unwrap();
+        gateway.extra.push((address, Duration::from_millis(ipv6_rtt_ms) / 4));
+    }
+    world
+}
+
+fn uses_ipv6(world: &World, from: usize) -> bool {
+    let route = world.route(from, 1 - from);
+    matches!(route, Route::Direct { pair, .. } if pair.remote.is_ipv6())
+}
+
+#[test]
+fn the_faster_family_wins_ipv6_wins_ties_and_nobody_goes_back_and_forth() {
+    for seed in 0..10 {
+        for (ipv6_rtt_ms, ipv6) in [(20, true), (50, true), (65, false), (200, false)] {
+            let mut world = dual_stack(seed, ipv6_rtt_ms);
+            world.start();
+            world.run_for(Duration::from_secs(300));
+            for at in [0, 1] {
+                assert_eq!(uses_ipv6(&world, at), ipv6, "{ipv6_rtt_ms} ms, seed {seed}");
+                let routes = &world.gateways[at].routes;
+                assert!(routes.len() <= 3, "{ipv6_rtt_ms} ms, seed {seed}: {routes:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_better_path_that_comes_later_is_taken() {
+    let mut world = direct_world(13, [Front::Open, Front::Open]);
+    for at in [0, 1] {
+        let address = ["[2001:db8::1]:51820", "[2001:db8::2]:51820"][at].parse().unwrap();
+        world.gateways[at].extra.push((address, Duration::from_millis(5)));
+        world.tell_network(at, false);
+    }
+    let both = |world: &World| uses_ipv6(world, 0) && uses_ipv6(world, 1);
+    let time = world.run_until(Duration::from_secs(60), both).unwrap();
+    assert!(time < Duration::from_secs(10), "{time:?}");
+}
+
+#[test]
+fn another_path_that_stands_by_takes_over_without_the_relay() {
+    let mut world = dual_stack(14, 40);
+    world.start();
+    world.run_for(Duration::from_secs(30));
+    assert!(uses_ipv6(&world, 0));
+    world.cut_extra = vec!["[2001:db8::1]:51820".parse().unwrap()];
+    world.run_for(Duration::from_millis(1500));
+    for at in [0, 1] {
+        let (_, route, why) = *world.gateways[at].routes.last().unwrap();
+        assert!(matches!(route, Route::Direct { pair, .. } if pair.remote.is_ipv4()), "{route:?}");
+        assert_eq!(why, Why::Dead);
+    }
+}
+
+#[test]
+fn an_uplink_that_goes_away_takes_its_paths_with_it_at_once() {
+    let mut world = dual_stack(15, 40);
+    world.start();
+    world.run_for(Duration::from_secs(30));
+    assert!(uses_ipv6(&world, 0));
+    world.gateways[0].extra.clear();
+    world.tell_network(0, false);
+    assert!(world.is_direct(0, 1) && !uses_ipv6(&world, 0));
+}
+
+#[test]
+fn a_control_process_that_starts_again_finds_its_way_back() {
+    for clock_back in [false, true] {
+        let mut world = direct_world(16, [easy(), easy()]);
+        world.restart(0, clock_back);
+        let back = world.run_until(Duration::from_secs(5), |world| world.is_direct(0, 1));
+        assert!(back.unwrap() < Duration::from_secs(2), "{back:?}");
+        world.run_for(Duration::from_secs(5));
+        assert!(world.both_direct());
+        let replayed = world.gateways[1].finder.refused();
+        let replayed = replayed.filter(|(name, count)| *name == "introduce_replayed" && *count > 0);
+        assert_eq!(replayed.count() > 0, clock_back, "the clock was seen, and did not matter");
+    }
+}
+
 /// Random pairs of NATs, distances, losses, time-outs: what can meet meets and stays.
 #[test]
 fn random_worlds_converge_and_do_not_flap() {

@@ -14,7 +14,7 @@ pub mod nat;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use millrace_path::candidate::{Candidate, CandidateKind, OwnAddresses};
@@ -32,6 +32,8 @@ use nat::Nat;
 
 /// Where STUN is answered: two addresses, so that a mapping that varies is seen.
 pub const STUN_SERVERS: [&str; 2] = ["198.51.100.1:3478", "198.51.100.2:3478"];
+/// Some day in 2027.
+const WALL_AT_ZERO: u64 = 1_800_000_000_000_000_000;
 const STUN_INTERVAL: Duration = Duration::from_secs(23);
 
 /// One gateway and its place in the world.
@@ -47,6 +49,8 @@ pub struct Gateway {
     /// Longest datagram that its access link carries.
     pub frame_len_max: usize,
     pub relay_up: bool,
+    /// Further sockets on the open Internet, each with its own way there: uplinks 1, 2, ...
+    pub extra: Vec<(SocketAddr, Duration)>,
     /// The tunnel has traffic.
     pub busy: bool,
     reflexive: Vec<(TransactionId, Option<SocketAddr>)>,
@@ -58,7 +62,7 @@ pub struct Gateway {
 }
 
 enum Happening {
-    Datagram { to: usize, from: SocketAddr, bytes: Vec<u8> },
+    Datagram { to: usize, uplink: UplinkId, from: SocketAddr, bytes: Vec<u8> },
     Relayed { to: usize, from: PublicKey, bytes: Vec<u8> },
     StunRequest { from: SocketAddr, segment: Vec<usize>, server: SocketAddr, bytes: Vec<u8> },
     Timer { of: usize, at: Instant },
@@ -96,6 +100,8 @@ pub struct World {
     pub relay_latency: Duration,
     /// Direct datagrams from one gateway to another that vanish.
     pub cut: Vec<(usize, usize)>,
+    /// Further sockets to which nothing comes through.
+    pub cut_extra: Vec<SocketAddr>,
     /// Everything that went through the relay, for what it must not contain.
     pub relayed: Vec<Vec<u8>>,
     queue: BinaryHeap<Scheduled>,
@@ -112,6 +118,7 @@ impl World {
             loss: 0.0,
             relay_latency: Duration::from_millis(20),
             cut: Vec::new(),
+            cut_extra: Vec::new(),
             relayed: Vec::new(),
             queue: BinaryHeap::new(),
             sequence: 0,
@@ -128,7 +135,7 @@ impl World {
             node_key: secret.public_key(),
             disco_secret: SecretKey::from_bytes(bytes),
             frame_len: FRAME_LEN_DEFAULT,
-            wall_at_zero: 1_800_000_000_000_000_000,
+            wall_at_zero: WALL_AT_ZERO,
         };
         self.gateways.push(Gateway {
             node_key: secret.public_key(),
@@ -139,6 +146,7 @@ impl World {
             latency: Duration::from_millis(latency_ms),
             frame_len_max: 1472,
             relay_up: true,
+            extra: Vec::new(),
             busy: true,
             reflexive: Vec::new(),
             timer: None,
@@ -153,11 +161,7 @@ impl World {
     pub fn start(&mut self) {
         for at in 0..self.gateways.len() {
             self.tell_network(at, false);
-            for other in (0..self.gateways.len()).filter(|other| *other != at) {
-                let theirs = self.gateways[other].node_key;
-                let box_key = BoxKey::agree(&self.gateways[at].secret, theirs).unwrap();
-                self.handle(at, Input::AddPeer { peer: theirs, box_key, endpoint: None });
-            }
+            self.add_peers(at);
             self.schedule(Duration::ZERO, Happening::Stun { of: at });
             self.schedule(Duration::from_millis(100), Happening::Traffic { of: at });
         }
@@ -218,11 +222,17 @@ impl World {
         }
         let mut sockets = vec![gateway.socket];
         sockets.extend(mapped);
+        let mut uplinks = vec![Uplink { id: UplinkId(0), ipv6: gateway.socket.is_ipv6() }];
+        for (at, (address, _)) in gateway.extra.iter().enumerate() {
+            candidates.push(Candidate { kind: CandidateKind::Interface, address: *address });
+            sockets.push(*address);
+            uplinks.push(Uplink { id: UplinkId(at as u16 + 1), ipv6: address.is_ipv6() });
+        }
         let network = Network {
             home: Home { region: 1, url: String::new() },
             candidates,
             addresses: OwnAddresses { sockets, tunnels: Vec::new() },
-            uplinks: vec![Uplink { id: UplinkId(0), ipv6: gateway.socket.is_ipv6() }],
+            uplinks,
         };
         self.handle(at, Input::Network { network, major });
     }
@@ -237,6 +247,31 @@ impl World {
         self.gateways[at].reflexive.clear();
         self.tell_network(at, true);
         self.ask_stun(at);
+    }
+
+    /// The control process dies and another starts, perhaps with its clock a day behind.
+    pub fn restart(&mut self, at: usize, clock_back: bool) {
+        let mut bytes = [0; 32];
+        self.random.fill_bytes(&mut bytes);
+        let day = 86_400_000_000_000;
+        let config = Config {
+            node_key: self.gateways[at].node_key,
+            disco_secret: SecretKey::from_bytes(bytes),
+            frame_len: FRAME_LEN_DEFAULT,
+            wall_at_zero: WALL_AT_ZERO - if clock_back { day } else { 0 },
+        };
+        self.gateways[at].finder = Finder::new(config, self.now);
+        self.gateways[at].timer = None;
+        self.tell_network(at, false);
+        self.add_peers(at);
+    }
+
+    fn add_peers(&mut self, at: usize) {
+        for other in (0..self.gateways.len()).filter(|other| *other != at) {
+            let theirs = self.gateways[other].node_key;
+            let box_key = BoxKey::agree(&self.gateways[at].secret, theirs).unwrap();
+            self.handle(at, Input::AddPeer { peer: theirs, box_key, endpoint: None });
+        }
     }
 
     /// Asks the STUN servers, now.
@@ -287,17 +322,35 @@ impl World {
         } else {
             gateway_delay(&self.gateways[from], Some(&self.gateways[to]))
         };
-        let datagram = Happening::Datagram { to, from: arrival.source, bytes };
+        let uplink = UplinkId(0);
+        let datagram = Happening::Datagram { to, uplink, from: arrival.source, bytes };
         self.schedule(delay.mul_f64(jitter), datagram);
+    }
+
+    /// One datagram from one further socket to another.
+    fn send_extra(&mut self, from: usize, uplink: u16, to: SocketAddr, bytes: Vec<u8>) {
+        let (source, latency) = self.gateways[from].extra[usize::from(uplink) - 1];
+        if self.cut_extra.contains(&to) || self.cut_extra.contains(&source) {
+            return;
+        }
+        for (other, gateway) in self.gateways.iter().enumerate() {
+            let place = gateway.extra.iter().position(|(address, _)| *address == to);
+            let Some(place) = place else { continue };
+            let delay = latency + gateway.extra[place].1;
+            let uplink = UplinkId(place as u16 + 1);
+            let jitter = self.random.random_range(1.0..1.1);
+            let datagram = Happening::Datagram { to: other, uplink, from: source, bytes };
+            return self.schedule(delay.mul_f64(jitter), datagram);
+        }
     }
 
     fn happen(&mut self, happening: Happening) {
         match happening {
-            Happening::Datagram { to, from, mut bytes } => {
+            Happening::Datagram { to, uplink, from, mut bytes } => {
                 if let Ok(response) = stun::parse_response(&bytes) {
                     return self.stun_answered(to, response);
                 }
-                let from = Pair { uplink: UplinkId(0), remote: from };
+                let from = Pair { uplink, remote: from };
                 self.handle(to, Input::Datagram { from, bytes: &mut bytes });
             }
             Happening::Relayed { to, from, mut bytes } => {
@@ -309,7 +362,8 @@ impl World {
                 if let Some(to) = target {
                     let delay = gateway_delay(&self.gateways[to], None);
                     let bytes = answer.to_vec();
-                    self.schedule(delay, Happening::Datagram { to, from: server, bytes });
+                    let (uplink, from) = (UplinkId(0), server);
+                    self.schedule(delay, Happening::Datagram { to, uplink, from, bytes });
                 }
             }
             Happening::Timer { of, at } => {
@@ -353,7 +407,10 @@ impl World {
             match output {
                 Output::Transmit(Transmit::Udp { pair, datagram, .. }) => {
                     self.gateways[at].probes_sent += 1;
-                    self.send(at, pair.remote, datagram);
+                    match pair.uplink {
+                        UplinkId(0) => self.send(at, pair.remote, datagram),
+                        UplinkId(extra) => self.send_extra(at, extra, pair.remote, datagram),
+                    }
                 }
                 Output::Transmit(Transmit::Relay { peer, packet }) => self.relay(at, peer, packet),
                 Output::Event(event) => self.event(at, event),
@@ -405,8 +462,4 @@ impl World {
 /// One way, from a gateway to another, or to the middle of the Internet.
 fn gateway_delay(from: &Gateway, to: Option<&Gateway>) -> Duration {
     from.latency + to.map_or(Duration::ZERO, |to| to.latency)
-}
-
-pub fn canonical(ip: &str) -> IpAddr {
-    ip.parse().unwrap()
 }
