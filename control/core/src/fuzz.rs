@@ -77,7 +77,7 @@ pub fn derp(bytes: &[u8]) {
 /// The content of an introduction from somebody who has the key, and the packet as it arrived from
 /// somebody who has not.
 ///
-/// Must hold: as for [`disco`].
+/// Must hold: as for [`disco()`].
 pub fn introduce(input: &[u8]) {
     let key = BoxKey::from_bytes([1; 32]);
     assert!(introduce::open(&mut input.to_vec(), PublicKey([2; 32]), &key).is_err());
