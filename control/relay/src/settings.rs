@@ -25,7 +25,7 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
 }
 
-/// [https]
+/// `[https]`:
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Https {
     pub listen: Vec<SocketAddr>,
@@ -33,7 +33,7 @@ pub struct Https {
     pub key_file: PathBuf,
 }
 
-/// [http]
+/// `[http]`:
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Http {
     pub listen: Vec<SocketAddr>,

@@ -15,7 +15,7 @@ use crate::registry::Registry;
 /// What a reload replaces.
 #[derive(Debug)]
 pub struct Live {
-    /// None without [https].
+    /// None without `[https]`.
     pub tls: Option<Arc<ServerConfig>>,
     pub admission: Admission,
     pub rate: Option<Rate>,
