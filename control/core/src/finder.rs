@@ -47,11 +47,14 @@ pub struct Network {
 #[derive(Debug)]
 pub enum Input<'i> {
     /// A peer of the configuration, with the box key of its and our WireGuard keys. Replaces one
-    /// with the same key. `endpoint`: where the configuration says it is, if it does.
+    /// with the same key. `endpoint`: where the configuration says it is, if it does. `in_use`: the
+    /// path that the process before this one left to the data plane; it is kept until it proves
+    /// dead.
     AddPeer {
         peer: PublicKey,
         box_key: BoxKey,
         endpoint: Option<SocketAddr>,
+        in_use: Option<Pair>,
     },
     RemovePeer {
         peer: PublicKey,
@@ -135,10 +138,10 @@ impl Finder {
     ) {
         self.told = false;
         match input {
-            Input::AddPeer { peer, box_key, endpoint } => {
+            Input::AddPeer { peer, box_key, endpoint, in_use } => {
                 self.remove(peer);
                 let mut context = self.context(now, random);
-                let added = Peer::new(peer, box_key, endpoint, &mut context);
+                let added = Peer::new(peer, box_key, endpoint, in_use, &mut context);
                 self.peers.insert(peer, added);
                 self.with_peer(now, random, peer, |_, _| ());
             }

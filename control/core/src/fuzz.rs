@@ -2,14 +2,24 @@
 //! `bench/fuzz`), and so does a test that replays the committed corpora.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::candidate::{Candidate, CandidateKind};
 use crate::derp::cut::{Cutter, frames};
 use crate::derp::frame::Frame;
 use crate::disco::{self, Envelope, Message};
+use crate::finder::{Config, Finder, Input, Network, Uplink, only_uplink};
 use crate::introduce::{self, Introduction};
-use crate::limits::CANDIDATES_MAX;
-use crate::sealed::{BoxKey, PublicKey};
+use crate::limits::{CANDIDATES_MAX, FRAME_LEN_DEFAULT};
+use crate::output::{Output, Transmit};
+use crate::path::{Pair, UplinkId};
+use crate::sealed::{BoxKey, PublicKey, SecretKey};
 use crate::stun;
+use crate::time::Instant;
+use crate::transaction::TransactionId;
 
 /// One datagram at the STUN client and at the STUN server.
 ///
@@ -86,4 +96,160 @@ pub fn introduce(input: &[u8]) {
     let mut packet = introduce::seal(&introduction, [3; 24], &key);
     assert!(packet.len() <= introduce::LEN_MAX);
     assert_eq!(introduce::open(&mut packet, introduction.sender, &key), Ok(introduction));
+}
+
+/// Steps of one input, so that each ends in time.
+const STEPS_MAX: usize = 64;
+/// What one step may send: every candidate once, proofs for every path, and a little.
+const OUTPUTS_MAX: usize = 1000;
+
+/// A finder and one peer that has all keys and says what the input wants, while time passes.
+///
+/// Must hold: no panic, nothing is due again at once, a bounded answer to each step, and no probe
+/// to our own socket.
+pub fn finder(mut input: &[u8]) {
+    let mut side = FinderSide::new();
+    for _ in 0..STEPS_MAX {
+        let Some(([step, argument], rest)) = input.split_first_chunk::<2>() else { break };
+        input = rest;
+        let port = u16::from(*argument);
+        let address = SocketAddr::from((Ipv4Addr::new(203, 0, 113, argument & 3), port + 1));
+        match step % 9 {
+            0 => side.introduce(*argument, &[address, FinderSide::own_socket()]),
+            1 => side.say(address, &Message::CallMeMaybe { addresses: vec![address] }, true),
+            2 => {
+                let transaction = TransactionId([*argument; 12]);
+                side.say(
+                    address,
+                    &Message::Ping { transaction, node_key: None, padding: 0 },
+                    false,
+                );
+            }
+            3 => side.answer(usize::from(*argument)),
+            4 => side.pass(Duration::from_millis(u64::from(*argument) * 10)),
+            5 => side.pass(Duration::from_secs(u64::from(*argument))),
+            6 => side.handle(Input::Traffic { peer: side.peer }),
+            7 => side.handle(Input::UnansweredData { peer: side.peer, since: side.now }),
+            _ => {
+                let (raw, rest) = input.split_at(input.len().min(usize::from(*argument)));
+                input = rest;
+                let from = only_uplink(address);
+                side.handle(Input::Datagram { from, bytes: &mut raw.to_vec() });
+                side.handle(Input::Relayed { peer: side.peer, bytes: &mut raw.to_vec() });
+            }
+        }
+    }
+}
+
+struct FinderSide {
+    finder: Finder,
+    now: Instant,
+    random: StdRng,
+    deadline: Option<Instant>,
+    peer: PublicKey,
+    node_box: [u8; 32],
+    disco_secret: SecretKey,
+    sent: Vec<(Pair, Vec<u8>)>,
+}
+
+impl FinderSide {
+    fn new() -> Self {
+        let now = Instant::from_nanos(1_000_000_000);
+        let config = Config {
+            node_key: PublicKey([1; 32]),
+            disco_secret: SecretKey::from_bytes([2; 32]),
+            frame_len: FRAME_LEN_DEFAULT,
+            wall_at_zero: 0,
+        };
+        let mut side = Self {
+            finder: Finder::new(config, now),
+            now,
+            random: StdRng::from_seed([3; 32]),
+            deadline: None,
+            peer: PublicKey([4; 32]),
+            node_box: [5; 32],
+            disco_secret: SecretKey::from_bytes([6; 32]),
+            sent: Vec::new(),
+        };
+        let mut network = Network::default();
+        network.addresses.sockets.push(Self::own_socket());
+        network.uplinks.push(Uplink { id: UplinkId(0), ipv6: false });
+        side.handle(Input::Network { network, major: false });
+        let box_key = BoxKey::from_bytes(side.node_box);
+        side.handle(Input::AddPeer { peer: side.peer, box_key, endpoint: None, in_use: None });
+        side
+    }
+
+    fn own_socket() -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 51_820))
+    }
+
+    fn handle(&mut self, input: Input<'_>) {
+        self.finder.handle(self.now, input, &mut self.random);
+        self.deadline = None;
+        let mut outputs = 0;
+        while let Some(output) = self.finder.poll_output() {
+            outputs += 1;
+            match output {
+                Output::Transmit(Transmit::Udp { pair, datagram, .. }) => {
+                    assert_ne!(pair.remote, Self::own_socket());
+                    self.sent.push((pair, datagram));
+                }
+                Output::Timeout(at, reason) => {
+                    assert!(at > self.now, "{reason:?} is due again at once");
+                    self.deadline = Some(at);
+                }
+                Output::Transmit(Transmit::Relay { .. }) | Output::Event(_) => {}
+            }
+        }
+        assert!(outputs <= OUTPUTS_MAX);
+    }
+
+    fn pass(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while let Some(at) = self.deadline.filter(|at| *at <= end) {
+            self.now = at;
+            self.handle(Input::Timeout);
+        }
+        self.now = end;
+    }
+
+    fn introduce(&mut self, number: u8, addresses: &[SocketAddr]) {
+        let candidate = |address: &SocketAddr| Candidate {
+            kind: CandidateKind::from_wire(number),
+            address: *address,
+        };
+        let introduction = Introduction {
+            sender: self.peer,
+            number: u64::from(number) + 1,
+            answers: 0,
+            disco_key: self.disco_secret.public_key(),
+            home: introduce::Home::default(),
+            candidates: addresses.iter().map(candidate).collect(),
+        };
+        let key = BoxKey::from_bytes(self.node_box);
+        let mut bytes = introduce::seal(&introduction, [7; 24], &key);
+        self.handle(Input::Relayed { peer: self.peer, bytes: &mut bytes });
+    }
+
+    fn say(&mut self, from: SocketAddr, message: &Message, relayed: bool) {
+        let Some(key) = BoxKey::agree(&self.disco_secret, self.finder.disco_key()) else { return };
+        let mut bytes = disco::seal(message, self.disco_secret.public_key(), [8; 24], &key);
+        if relayed {
+            self.handle(Input::Relayed { peer: self.peer, bytes: &mut bytes });
+        } else {
+            self.handle(Input::Datagram { from: only_uplink(from), bytes: &mut bytes });
+        }
+    }
+
+    /// Answers one of the pings that were sent.
+    fn answer(&mut self, pick: usize) {
+        let Some(at) = pick.checked_rem(self.sent.len()) else { return };
+        let (pair, mut datagram) = self.sent[at].clone();
+        let Some(key) = BoxKey::agree(&self.disco_secret, self.finder.disco_key()) else { return };
+        let opened = Envelope::parse(&mut datagram).and_then(|envelope| envelope.open(&key).ok());
+        if let Some(Message::Ping { transaction, .. }) = opened {
+            self.say(pair.remote, &Message::Pong { transaction, source: pair.remote }, false);
+        }
+    }
 }

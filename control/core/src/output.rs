@@ -59,8 +59,8 @@ pub enum Why {
     Proven,
     /// Among those that answered, this one is clearly better.
     Better,
-    /// The same path carries longer frames than before.
-    LongerFrames,
+    /// The same path; which frames it carries is now known better.
+    FrameLen,
     /// Pings on the path before were not answered any more.
     Dead,
     /// Pings were answered, data was not.

@@ -110,6 +110,7 @@ impl Peer {
         key: PublicKey,
         box_key: BoxKey,
         endpoint: Option<SocketAddr>,
+        in_use: Option<Pair>,
         context: &mut Context<'_>,
     ) -> Self {
         let now = context.now;
@@ -138,7 +139,11 @@ impl Peer {
             heard: false,
             seen_pings: VecDeque::new(),
         };
-        if endpoint.is_none() {
+        if let Some(pair) = in_use {
+            // The data plane has it already: nothing to tell. Pings begin with the introduction.
+            peer.route = Route::Direct { pair, frame_len: context.own.frame_len };
+            peer.paths.insert(pair, Path::new(pair));
+        } else if endpoint.is_none() {
             peer.set_route(context, Route::Relay, Why::First);
         }
         peer

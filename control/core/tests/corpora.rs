@@ -24,6 +24,24 @@ fn disco() {
 }
 
 #[test]
+fn finder() {
+    replay("finder", fuzz::finder);
+}
+
+/// As a fuzzer without feedback: what a few thousand random inputs do.
+#[test]
+fn random_steps() {
+    use rand::{RngCore, SeedableRng};
+    for seed in 0..500 {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let mut input = [0; 160];
+        random.fill_bytes(&mut input);
+        println!("seed {seed}");
+        fuzz::finder(&input);
+    }
+}
+
+#[test]
 fn introduce() {
     replay("introduce", fuzz::introduce);
 }

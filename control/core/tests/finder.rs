@@ -113,7 +113,7 @@ impl Desk {
 
     fn add(&mut self, party: &Party, endpoint: Option<SocketAddr>) {
         let box_key = BoxKey::agree(&secret(self.node_secret), party.key()).unwrap();
-        self.handle(Input::AddPeer { peer: party.key(), box_key, endpoint });
+        self.handle(Input::AddPeer { peer: party.key(), box_key, endpoint, in_use: None });
     }
 
     fn relayed_from(&mut self, party: PublicKey, mut bytes: Vec<u8>) {

@@ -18,10 +18,10 @@ impl Peer {
             self.use_path(context, best.0, Why::Proven);
             return;
         };
-        let longer =
-            self.paths.get(&used).and_then(Path::proven_len).filter(|len| *len > frame_len);
-        if longer.is_some() {
-            self.use_path(context, used, Why::LongerFrames);
+        let proven =
+            self.paths.get(&used).and_then(Path::proven_len).filter(|len| *len != frame_len);
+        if proven.is_some() {
+            self.use_path(context, used, Why::FrameLen);
         }
         let current = working.iter().find(|(pair, _)| *pair == used);
         let settled =

@@ -161,7 +161,7 @@ impl World {
     pub fn start(&mut self) {
         for at in 0..self.gateways.len() {
             self.tell_network(at, false);
-            self.add_peers(at);
+            self.add_peers(at, vec![None; self.gateways.len()]);
             self.schedule(Duration::ZERO, Happening::Stun { of: at });
             self.schedule(Duration::from_millis(100), Happening::Traffic { of: at });
         }
@@ -260,17 +260,26 @@ impl World {
             frame_len: FRAME_LEN_DEFAULT,
             wall_at_zero: WALL_AT_ZERO - if clock_back { day } else { 0 },
         };
+        // What the process before left in the data plane's table.
+        let routes = (0..self.gateways.len()).filter(|other| *other != at).map(|other| match self
+            .route(at, other)
+        {
+            Route::Direct { pair, .. } => Some(pair),
+            _ => None,
+        });
+        let routes = routes.collect();
         self.gateways[at].finder = Finder::new(config, self.now);
         self.gateways[at].timer = None;
         self.tell_network(at, false);
-        self.add_peers(at);
+        self.add_peers(at, routes);
     }
 
-    fn add_peers(&mut self, at: usize) {
-        for other in (0..self.gateways.len()).filter(|other| *other != at) {
+    fn add_peers(&mut self, at: usize, in_use: Vec<Option<Pair>>) {
+        let others = (0..self.gateways.len()).filter(|other| *other != at);
+        for (other, in_use) in others.zip(in_use) {
             let theirs = self.gateways[other].node_key;
             let box_key = BoxKey::agree(&self.gateways[at].secret, theirs).unwrap();
-            self.handle(at, Input::AddPeer { peer: theirs, box_key, endpoint: None });
+            self.handle(at, Input::AddPeer { peer: theirs, box_key, endpoint: None, in_use });
         }
     }
 
