@@ -278,11 +278,19 @@ impl Lanes {
         })
     }
 
-    /// A lane's part of its text, and all that is behind it.
+    /// The part of a text that belongs to `lane` and to those behind it, up to the end of the text or
+    /// to `count` lanes; and how many lanes these are, at least one.
     #[inline]
-    pub(crate) fn text<'t>(&self, texts: &'t mut Texts<'_>, lane: usize) -> &'t mut [u8] {
+    pub(crate) fn run<'t>(
+        &self,
+        texts: &'t mut Texts<'_>,
+        lane: usize,
+        count: usize,
+    ) -> (&'t mut [u8], usize) {
         let at = (self.blocks[lane] as usize - 1) * BLOCK_LEN;
-        &mut texts.texts[self.owner(lane)][at..]
+        let text = &mut texts.texts[self.owner(lane)][at..];
+        let len = text.len().min(count * BLOCK_LEN);
+        (&mut text[..len], len.div_ceil(BLOCK_LEN).max(1))
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn keystream(texts: &Texts<'_>, lanes: &Lanes, from: usize, to: &mut 
 pub(super) fn apply(texts: &mut Texts<'_>, lanes: &Lanes, from: usize) {
     let blocks = blocks(&state(texts, lanes, from));
     for (lane, block) in (from..lanes.len()).zip(blocks) {
-        add(lanes.text(texts, lane), block);
+        add(lanes.run(texts, lane, 1).0, block);
     }
 }
 
@@ -44,7 +44,7 @@ pub(super) fn add_blocks(
     blocks: &[[u8; BLOCK_LEN]],
 ) {
     for (lane, block) in (from..lanes.len()).zip(blocks) {
-        add(lanes.text(texts, lane), load(block));
+        add(lanes.run(texts, lane, 1).0, load(block));
     }
 }
 

@@ -30,8 +30,18 @@ pub(super) fn keystream(texts: &Texts<'_>, lanes: &Lanes, from: usize, to: &mut 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn apply(texts: &mut Texts<'_>, lanes: &Lanes, from: usize) {
     let blocks = blocks_of(texts, lanes, from);
-    for (lane, block) in (from..lanes.len()).zip(blocks.as_flattened()) {
-        add(lanes.text(texts, lane), *block);
+    let count = blocks.as_flattened().len().min(lanes.len() - from);
+    let mut rest = &blocks.as_flattened()[..count];
+    while !rest.is_empty() {
+        let (text, run) = lanes.run(texts, from + count - rest.len(), rest.len());
+        let (whole, part) = text.as_chunks_mut::<BLOCK_LEN>();
+        for (text, block) in whole.iter_mut().zip(rest) {
+            store(text, _mm512_xor_si512(load(text), *block));
+        }
+        if let Some(block) = rest.get(whole.len()) {
+            add(part, *block);
+        }
+        rest = &rest[run..];
     }
 }
 
@@ -44,7 +54,7 @@ pub(super) fn add_blocks(
     blocks: &[[u8; BLOCK_LEN]],
 ) {
     for (lane, block) in (from..lanes.len()).zip(blocks) {
-        add(lanes.text(texts, lane), load(block));
+        add(lanes.run(texts, lane, 1).0, load(block));
     }
 }
 
