@@ -26,6 +26,8 @@ pub const FRAME_LENS_SMALLER: [usize; 3] = [1_392, 1_312, FRAME_LEN_MIN];
 pub const FULL_FRAME_TRIES: u8 = 3;
 /// A path that carries only smaller frames is asked again for full ones after this.
 pub const FULL_FRAME_AGAIN: Duration = Duration::from_secs(600);
+/// The same for a path that carried no long frame at all: it may have died under the proof.
+pub const PROOF_AGAIN: Duration = Duration::from_secs(2);
 
 /// A path exists for a pair of an uplink and a remote address; more than this are not tried.
 pub const PATHS_MAX: usize = 2 * CANDIDATES_MAX;

@@ -8,8 +8,8 @@ use arrayvec::ArrayVec;
 
 use crate::limits::{
     COMEBACK_PAUSE, FRAME_LENS_SMALLER, FRESH_TIME, FULL_FRAME_AGAIN, FULL_FRAME_TRIES,
-    PATIENCE_EXTRA, PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, QUARANTINE_TIME, RTT_SAMPLES,
-    SUSPECT_INTERVAL,
+    PATIENCE_EXTRA, PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, PROOF_AGAIN, QUARANTINE_TIME,
+    RTT_SAMPLES, SUSPECT_INTERVAL,
 };
 use crate::score::Quality;
 use crate::time::Instant;
@@ -34,6 +34,9 @@ enum Proof {
     Smaller { tries: u8, sent_at: Option<Instant> },
     /// Nothing more to ask before this moment; never where full frames pass.
     Done { again_at: Option<Instant> },
+    /// Nothing passed but short pings: perhaps the path died meanwhile. Again with the first pong
+    /// after this moment.
+    Failed { again_at: Instant },
 }
 
 /// State of one path. Everything is measured by our own pings: a pong to a ping of ours proves both
@@ -86,11 +89,15 @@ impl Path {
                 self.rtts.remove(0);
             }
             self.rtts.push(now.since(sent_at));
+            if matches!(self.proof, Proof::Failed { again_at } if again_at <= now) {
+                self.proof = Proof::Full { tries: 0, sent_at: None };
+            }
             return;
         }
         self.proven_len = self.proven_len.max(len);
         let again_at = (len < full_len).then(|| now + FULL_FRAME_AGAIN);
-        if again_at.is_none() || matches!(self.proof, Proof::Smaller { .. }) {
+        if again_at.is_none() || matches!(self.proof, Proof::Smaller { .. } | Proof::Failed { .. })
+        {
             self.proof = Proof::Done { again_at };
         }
     }
@@ -166,6 +173,7 @@ impl Path {
                 Some(sent_at.map_or(answered, |at| at + self.patience()))
             }
             Proof::Done { again_at } => again_at,
+            Proof::Failed { .. } => None,
         }
     }
 
@@ -178,15 +186,18 @@ impl Path {
                 lens.push(full_len);
             }
             Proof::Smaller { tries, .. } if tries >= FULL_FRAME_TRIES => {
-                // Nothing passes but pings: try again when much else has changed.
-                self.proof = Proof::Done { again_at: Some(now + FULL_FRAME_AGAIN) };
+                self.proof = if self.proven_len > 0 {
+                    Proof::Done { again_at: Some(now + FULL_FRAME_AGAIN) }
+                } else {
+                    Proof::Failed { again_at: now + PROOF_AGAIN }
+                };
             }
             Proof::Full { .. } | Proof::Smaller { .. } => {
                 let tries = if let Proof::Smaller { tries, .. } = self.proof { tries } else { 0 };
                 self.proof = Proof::Smaller { tries: tries + 1, sent_at: Some(now) };
                 lens.extend(FRAME_LENS_SMALLER.into_iter().filter(|len| *len < full_len));
             }
-            Proof::Done { .. } => {
+            Proof::Done { .. } | Proof::Failed { .. } => {
                 self.proof = Proof::Full { tries: 1, sent_at: Some(now) };
                 lens.push(full_len);
             }

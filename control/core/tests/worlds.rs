@@ -208,6 +208,20 @@ fn a_path_that_never_carried_both_ways_is_never_used() {
 }
 
 #[test]
+fn a_path_that_dies_under_its_proof_has_another_chance() {
+    for cut_ms in (80..300).step_by(10) {
+        let mut world = world(3, [easy(), easy()]);
+        world.start();
+        world.run_for(Duration::from_millis(cut_ms));
+        world.cut = vec![(0, 1)];
+        world.run_for(Duration::from_secs(10));
+        world.cut.clear();
+        let time = world.run_until(Duration::from_secs(35), World::both_direct);
+        assert!(time.is_some(), "cut after {cut_ms} ms");
+    }
+}
+
+#[test]
 fn a_nat_that_forgets_under_a_live_path_is_survived() {
     for seed in 0..20 {
         let mut world = direct_world(seed, [easy(), easy()]);
@@ -487,14 +501,19 @@ fn random_troubles_are_survived() {
             }
         }
         let case = format!("MILLRACE_SEED={seed}: {log:?}");
+        // The last trouble may not have been noticed yet.
+        world.run_for(Duration::from_secs(2));
         let back = world.run_until(Duration::from_secs(65), World::both_direct);
-        assert!(back.is_some(), "{case}");
+        let all: Vec<_> = world.gateways.iter().map(|it| &it.routes).collect();
+        assert!(back.is_some(), "{case}: {all:#?}");
         world.run_for(Duration::from_secs(5));
         let routes = |world: &World| world.gateways.iter().map(|it| it.routes.len()).sum::<usize>();
         let before = routes(&world);
         world.run_for(Duration::from_secs(120));
-        assert!(world.both_direct(), "{case}");
-        assert_eq!(routes(&world), before, "{case}");
+        let all: Vec<_> = world.gateways.iter().map(|it| &it.routes).collect();
+        assert!(world.both_direct(), "{case}: {all:#?}");
+        let all: Vec<_> = world.gateways.iter().map(|it| &it.routes).collect();
+        assert_eq!(routes(&world), before, "{case}: {all:#?}");
     }
 }
 
