@@ -1,4 +1,15 @@
 //! The path finder of one gateway: all peers, one disco key, one budget.
+//!
+//! What its driver owes it:
+//!
+//! * STUN: ask at the start, every 20 s or so while there are peers (the NAT's mapping of the port
+//!   must live), and at once when a route ends as [`Dead`](crate::Why::Dead): a mapping that is
+//!   gone looks like a dead path. What comes out goes in as [`Input::Network`].
+//! * Own addresses as others see them, in [`Network::addresses`]: nothing sends to itself.
+//! * [`Input::Traffic`] while the tunnel carries packets: without it a peer is idle, and an idle
+//!   one is kept, not searched for.
+//! * The path in the data plane's table at the start ([`Input::AddPeer`]), so that a restart moves
+//!   nobody's tunnel.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;

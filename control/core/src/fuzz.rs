@@ -127,7 +127,7 @@ pub fn finder(mut input: &[u8]) {
             }
             3 => side.answer(usize::from(*argument)),
             4 => side.pass(Duration::from_millis(u64::from(*argument) * 10)),
-            5 => side.pass(Duration::from_secs(u64::from(*argument))),
+            5 => side.pass(Duration::from_secs(u64::from(argument & 63))),
             6 => side.handle(Input::Traffic { peer: side.peer }),
             7 => side.handle(Input::UnansweredData { peer: side.peer, since: side.now }),
             _ => {

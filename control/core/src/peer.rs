@@ -326,6 +326,10 @@ impl Peer {
         self.introduce_gap = INTRODUCE_INTERVAL_MIN;
         self.freshness.outdated();
         self.answer_introduction(context.now);
+        // The introduction asks the peer to search; so do we.
+        if self.is_active(context.now) {
+            self.start_search(context.now, false);
+        }
     }
 
     /// Does everything that is due.
