@@ -24,6 +24,10 @@ pub const FRAME_LEN_DEFAULT: usize = 1_452;
 pub const FRAME_LENS_SMALLER: [usize; 3] = [1_392, 1_312, FRAME_LEN_MIN];
 /// Full frames that may get lost before smaller ones are tried.
 pub const FULL_FRAME_TRIES: u8 = 3;
+/// The same on a path that carried them before: it is not given up for chance losses.
+pub const FULL_FRAME_TRIES_AGAIN: u8 = 6;
+/// The path in use is asked for long frames this often, while there is traffic.
+pub const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// A path that carries only smaller frames is asked again for full ones after this.
 pub const FULL_FRAME_AGAIN: Duration = Duration::from_secs(600);
 /// The same for a path that carried no long frame at all: it may have died under the proof.

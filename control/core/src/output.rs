@@ -63,7 +63,7 @@ pub enum Why {
     FrameLen,
     /// Pings on the path before were not answered any more.
     Dead,
-    /// Pings were answered, data was not.
+    /// Pings were answered; data, or frames as long as it, was not.
     DataLost,
     /// The uplink or the address is not there any more.
     Withdrawn,

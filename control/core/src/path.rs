@@ -8,8 +8,8 @@ use arrayvec::ArrayVec;
 
 use crate::limits::{
     COMEBACK_PAUSE, FRAME_LENS_SMALLER, FRESH_TIME, FULL_FRAME_AGAIN, FULL_FRAME_TRIES,
-    PATIENCE_EXTRA, PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, PROOF_AGAIN, QUARANTINE_TIME,
-    RTT_SAMPLES, SUSPECT_INTERVAL,
+    FULL_FRAME_TRIES_AGAIN, PATIENCE_EXTRA, PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, PROOF_AGAIN,
+    QUARANTINE_TIME, RECHECK_INTERVAL, RTT_SAMPLES, SUSPECT_INTERVAL,
 };
 use crate::score::Quality;
 use crate::time::Instant;
@@ -32,6 +32,8 @@ enum Proof {
     Full { tries: u8, sent_at: Option<Instant> },
     /// Full frames do not pass; all smaller lengths were sent then, `tries` times.
     Smaller { tries: u8, sent_at: Option<Instant> },
+    /// Whether what passed before still passes; and when to ask for full frames next.
+    Recheck { tries: u8, sent_at: Option<Instant>, again_at: Option<Instant> },
     /// Nothing more to ask before this moment; never where full frames pass.
     Done { again_at: Option<Instant> },
     /// Nothing passed but short pings: perhaps the path died meanwhile. Again with the first pong
@@ -51,6 +53,7 @@ pub struct Path {
     unanswered: ArrayVec<Instant, { 4 * PINGS_LOST }>,
     /// Longest frame that was answered; 0: none, only short pings.
     proven_len: usize,
+    proven_at: Option<Instant>,
     proof: Proof,
     /// Data vanished here.
     pub quarantined_until: Option<Instant>,
@@ -67,6 +70,7 @@ impl Path {
             ping_at: None,
             unanswered: ArrayVec::new(),
             proven_len: 0,
+            proven_at: None,
             proof: Proof::Full { tries: 0, sent_at: None },
             quarantined_until: None,
             deaths: 0,
@@ -95,11 +99,14 @@ impl Path {
             return;
         }
         self.proven_len = self.proven_len.max(len);
-        let again_at = (len < full_len).then(|| now + FULL_FRAME_AGAIN);
-        if again_at.is_none() || matches!(self.proof, Proof::Smaller { .. } | Proof::Failed { .. })
-        {
-            self.proof = Proof::Done { again_at };
-        }
+        self.proven_at = Some(now);
+        let again_at = (self.proven_len < full_len).then(|| now + FULL_FRAME_AGAIN);
+        self.proof = match self.proof {
+            // A late answer to something else.
+            Proof::Full { .. } if len < full_len => self.proof,
+            Proof::Recheck { again_at, .. } => Proof::Done { again_at },
+            _ => Proof::Done { again_at },
+        };
     }
 
     /// Longest frame that passes, once proven.
@@ -169,7 +176,9 @@ impl Path {
     pub fn proof_at(&self) -> Option<Instant> {
         let answered = self.pong_at?;
         match self.proof {
-            Proof::Full { sent_at, .. } | Proof::Smaller { sent_at, .. } => {
+            Proof::Full { sent_at, .. }
+            | Proof::Smaller { sent_at, .. }
+            | Proof::Recheck { sent_at, .. } => {
                 Some(sent_at.map_or(answered, |at| at + self.patience()))
             }
             Proof::Done { again_at } => again_at,
@@ -180,29 +189,54 @@ impl Path {
     /// The lengths to send now, for which `proof_at` is over.
     pub fn next_proof(&mut self, now: Instant, full_len: usize) -> ArrayVec<usize, 4> {
         let mut lens = ArrayVec::new();
-        match self.proof {
-            Proof::Full { tries, .. } if tries < FULL_FRAME_TRIES => {
-                self.proof = Proof::Full { tries: tries + 1, sent_at: Some(now) };
-                lens.push(full_len);
+        let sent_at = Some(now);
+        if let Proof::Recheck { tries: FULL_FRAME_TRIES_AGAIN.., .. } = self.proof {
+            // What passed once does not any more: begin anew.
+            self.proven_len = 0;
+            self.proof = Proof::Full { tries: 0, sent_at: None };
+        }
+        self.proof = match self.proof {
+            Proof::Recheck { tries, again_at, .. } => {
+                lens.push(self.proven_len);
+                Proof::Recheck { tries: tries + 1, sent_at, again_at }
             }
-            Proof::Smaller { tries, .. } if tries >= FULL_FRAME_TRIES => {
-                self.proof = if self.proven_len > 0 {
-                    Proof::Done { again_at: Some(now + FULL_FRAME_AGAIN) }
-                } else {
-                    Proof::Failed { again_at: now + PROOF_AGAIN }
-                };
+            Proof::Full { tries, .. } if tries < FULL_FRAME_TRIES => {
+                lens.push(full_len);
+                Proof::Full { tries: tries + 1, sent_at }
+            }
+            Proof::Full { .. } if self.proven_len > 0 => {
+                Proof::Done { again_at: Some(now + FULL_FRAME_AGAIN) }
+            }
+            Proof::Smaller { tries: FULL_FRAME_TRIES.., .. } => {
+                Proof::Failed { again_at: now + PROOF_AGAIN }
             }
             Proof::Full { .. } | Proof::Smaller { .. } => {
                 let tries = if let Proof::Smaller { tries, .. } = self.proof { tries } else { 0 };
-                self.proof = Proof::Smaller { tries: tries + 1, sent_at: Some(now) };
                 lens.extend(FRAME_LENS_SMALLER.into_iter().filter(|len| *len < full_len));
+                Proof::Smaller { tries: tries + 1, sent_at }
             }
             Proof::Done { .. } | Proof::Failed { .. } => {
-                self.proof = Proof::Full { tries: 1, sent_at: Some(now) };
                 lens.push(full_len);
+                Proof::Full { tries: 1, sent_at }
             }
-        }
+        };
         lens
+    }
+
+    /// Asks again whether long frames pass, if the last answer is old: a route may change under a
+    /// path, and short pings do not see that.
+    pub fn recheck(&mut self, now: Instant) {
+        let old = self.proven_at.is_some_and(|at| now.since(at) >= RECHECK_INTERVAL);
+        if let Proof::Done { again_at } = self.proof
+            && old
+        {
+            self.proof = Proof::Recheck { tries: 0, sent_at: None, again_at };
+        }
+    }
+
+    /// Short pings pass and no long frame does.
+    pub fn proof_failed(&self) -> bool {
+        matches!(self.proof, Proof::Failed { .. })
     }
 
     /// Everything measured is void: another network is under the same addresses.

@@ -339,6 +339,8 @@ impl Peer {
             let path = self.paths.get(&pair);
             if path.is_none_or(|path| path.is_dead(now)) {
                 self.leave(context, Why::Dead);
+            } else if path.is_some_and(Path::proof_failed) {
+                self.leave(context, Why::DataLost);
             }
         }
         if self.settle_at.is_some_and(|at| at <= now) {

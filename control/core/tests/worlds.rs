@@ -300,6 +300,28 @@ fn frames_that_do_not_pass_are_found_out_before_the_path_is_used() {
 }
 
 #[test]
+fn a_path_that_becomes_narrow_in_use_is_seen_to() {
+    let mut world = direct_world(18, [easy(), easy()]);
+    world.gateways[1].frame_len_max = 1400;
+    world.run_for(Duration::from_secs(10));
+    for gateway in &world.gateways {
+        let last = gateway.routes.last().unwrap();
+        assert!(matches!(last, (_, Route::Direct { frame_len: 1392, .. }, Why::FrameLen)));
+    }
+    let changes = world.gateways[0].routes.len();
+    world.run_for(Duration::from_secs(1500));
+    assert_eq!(world.gateways[0].routes.len(), changes, "asking again moves nothing");
+    world.gateways[1].frame_len_max = 1200;
+    world.run_for(Duration::from_secs(10));
+    for gateway in &world.gateways {
+        assert!(matches!(gateway.routes.last().unwrap(), (_, Route::Relay, Why::DataLost)));
+    }
+    world.gateways[1].frame_len_max = 1472;
+    let back = world.run_until(Duration::from_secs(65), World::both_direct);
+    assert!(back.is_some());
+}
+
+#[test]
 fn a_path_too_narrow_for_any_tunnel_is_not_used() {
     let mut world = world(8, [easy(), easy()]);
     world.gateways[1].frame_len_max = 1200;

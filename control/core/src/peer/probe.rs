@@ -24,6 +24,12 @@ impl Peer {
                 self.send_ping(context, pair, disco::PING_LEN);
             }
         }
+        if let Route::Direct { pair, .. } = self.route
+            && self.is_active(context.now)
+            && let Some(path) = self.paths.get_mut(&pair)
+        {
+            path.recheck(context.now);
+        }
     }
 
     pub(super) fn prove_frames(&mut self, context: &mut Context<'_>) {
