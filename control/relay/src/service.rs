@@ -28,6 +28,9 @@ use crate::worker::{Door, Worker};
 
 /// Connections that the kernel holds for us before we accept them.
 const BACKLOG: i32 = 4096;
+/// Descriptors that are no connection, of each worker (epoll, eventfd, listeners) and besides.
+const DESCRIPTORS_OF_A_WORKER: usize = 8;
+const DESCRIPTORS_BESIDES: usize = 64;
 /// How often the main thread looks at the workers and the certificate.
 const LOOK: Duration = Duration::from_secs(1);
 /// A worker that takes no turn for so long is stuck; its sweep is due each second.
@@ -51,7 +54,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let mut signals = Signals::catch().map_err(|e| Failure::from_io("catching signals", &e))?;
     let secret = files::private_key(&settings.private_key_file)?;
     let public = secret.public_key();
-    raise_descriptors(settings.connections_max);
+    let connections_max = raise_descriptors(&settings);
     let desk =
         |_| Ok(Desk { mailbox: Mailbox::new()?, counters: Counters::default(), beat: 0.into() });
     let desks: std::io::Result<Vec<Desk>> = (0..settings.workers).map(desk).collect();
@@ -62,7 +65,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         desks: desks.map_err(|error| Failure::from_io("making eventfds", &error))?,
         stun: settings.stun.iter().map(|_| Counters::default()).collect(),
         connections: AtomicUsize::new(0),
-        connections_max: settings.connections_max,
+        connections_max,
         reload_failed: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
@@ -179,19 +182,25 @@ fn open_to_both(socket: &Socket, address: SocketAddr) -> std::io::Result<()> {
     if address.is_ipv6() { socket.set_only_v6(false) } else { Ok(()) }
 }
 
-/// Each connection is a descriptor: as many as the hard limit allows.
-fn raise_descriptors(connections_max: usize) {
+/// Each connection is a descriptor: as many as the hard limit allows. Returns how many connections
+/// that lets in, for a listener without descriptors would wake its worker for ever.
+fn raise_descriptors(settings: &Settings) -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
+    let wanted = settings.connections_max;
+    let ours = DESCRIPTORS_BESIDES + settings.workers * DESCRIPTORS_OF_A_WORKER;
     let mut limit = getrlimit(Resource::Nofile);
+    let was = limit.current;
     limit.current = limit.maximum;
-    let wanted = connections_max as u64 + 100;
-    let raised = setrlimit(Resource::Nofile, limit);
-    if raised.is_err() || limit.maximum.is_some_and(|most| most < wanted) {
+    let most = if setrlimit(Resource::Nofile, limit).is_ok() { limit.maximum } else { was };
+    let room = most.map_or(usize::MAX, |most| most as usize).saturating_sub(ours);
+    if room < wanted {
         tracing::warn!(
-            "connections_max needs {wanted} descriptors and the limit is {:?}; raise LimitNOFILE",
-            limit.maximum
+            "connections_max is {wanted}, but the limit of descriptors lets in {room}; \
+             raise LimitNOFILE to {}",
+            wanted + ours
         );
     }
+    wanted.min(room)
 }
 
 struct Service {
