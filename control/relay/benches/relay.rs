@@ -1,5 +1,6 @@
 //! Our relay beside an unmodified derper, in one run, under the same clients:
-//! `cargo bench -p millrace-relay` (as root, after `scripts/setup`; minutes).
+//! `cargo bench -p millrace-relay` (as root, after `scripts/setup`; minutes; `-- tls` or `-- plain` for
+//! one half).
 //!
 //! The figures are of the server's own CPU time, so that what the clients burn on the same cores does
 //! not count: payload delivered per CPU-second at full load, CPU time per packet at a load that both
@@ -50,7 +51,11 @@ fn main() {
         "| server | TLS | at most 32 under way, Gbit per CPU-s | flooded, Gbit per CPU-s | 10,000 packets/s, µs of CPU per packet | {IDLE} idle, KiB each |"
     );
     println!("|---|---|---|---|---|---|");
+    let only = |word: &str| std::env::args().any(|argument| argument == word);
     for tls in [false, true] {
+        if only(if tls { "plain" } else { "tls" }) {
+            continue;
+        }
         for server in [Server::Ours, Server::Derper] {
             let name = if server == Server::Ours { "millrace-relay" } else { "derper" };
             let full = |load| spread((0..ROUNDS).map(|_| full_load(server, tls, load)).collect());
