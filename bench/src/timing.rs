@@ -247,19 +247,4 @@ mod tests {
         assert!(compare(20_000, 2, |class| noise() + class as f64 * 50.0).t > LEAK);
         assert!(compare(20_000, 3, |_| noise()).t < SUSPICIOUS);
     }
-
-    #[test]
-    #[ignore = "a measurement: minutes on a quiet machine. `aead_timing` prints the figures"]
-    fn no_back_end_tells_keys_texts_or_tags_by_its_time() {
-        const CALLS: usize = 1_000_000;
-        assert!(leaky_comparison(CALLS, 7).t > LEAK, "a leak is not seen: nothing below counts");
-        for backend in Backend::ALL.into_iter().filter(|backend| backend.is_available()) {
-            for (experiment, shape) in
-                Experiment::ALL.into_iter().flat_map(|e| Shape::ALL.map(|shape| (e, shape)))
-            {
-                let Figure { t, .. } = experiment.run(backend, shape, CALLS, 7);
-                assert!(t < LEAK, "{backend}, {}, {shape:?}: |t| is {t:.1}", experiment.name());
-            }
-        }
-    }
 }
