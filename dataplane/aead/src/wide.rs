@@ -190,12 +190,6 @@ impl<'a> Texts<'a> {
         self.keys.iter().all(|key| std::ptr::eq(*key, first)).then_some(first)
     }
 
-    /// The key of the text `nth`; of one that does not exist, any.
-    #[inline]
-    pub(crate) fn key(&self, nth: usize) -> &'a [u32; 8] {
-        self.keys.get(nth).copied().unwrap_or(&[0; 8])
-    }
-
     /// The text `nth`; of one that does not exist, an empty one.
     #[inline]
     pub(crate) fn get(&self, nth: usize) -> &[u8] {
@@ -263,9 +257,23 @@ impl Lanes {
         self.len
     }
 
+    /// State words 4 to 11 of `N` lanes: the keys of their texts, word by word.
+    #[inline]
+    pub(crate) fn keys<const N: usize>(&self, texts: &Texts<'_>, from: usize) -> [[u32; N]; 8] {
+        let mut words = [[0; N]; 8];
+        for nth in 0..N {
+            // A lane that does not exist may name a text of an earlier group: then any key does.
+            let Some(key) = texts.keys.get(self.owner(from + nth)) else { continue };
+            for (words, word) in words.iter_mut().zip(*key) {
+                words[nth] = *word;
+            }
+        }
+        words
+    }
+
     /// Whose block the lane computes.
     #[inline]
-    pub(crate) fn owner(&self, lane: usize) -> usize {
+    fn owner(&self, lane: usize) -> usize {
         self.owners[lane].into()
     }
 

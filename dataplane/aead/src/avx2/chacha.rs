@@ -83,15 +83,8 @@ fn state(texts: &Texts<'_>, lanes: &Lanes, from: usize) -> [__m256i; 16] {
             }
         }
         None => {
-            let mut words = [[0; LANES]; 8];
-            for nth in 0..LANES {
-                let key = texts.key(lanes.owner(from + nth));
-                for (word, row) in key.iter().zip(&mut words) {
-                    row[nth] = *word;
-                }
-            }
-            for (to, row) in state[4..12].iter_mut().zip(&words) {
-                *to = load_words(row);
+            for (to, words) in state[4..12].iter_mut().zip(&lanes.keys::<LANES>(texts, from)) {
+                *to = load_words(words);
             }
         }
     }
@@ -102,8 +95,7 @@ fn state(texts: &Texts<'_>, lanes: &Lanes, from: usize) -> [__m256i; 16] {
     state
 }
 
-/// Quarter rounds, two side by side: more would not fit sixteen registers. A macro: the registers'
-/// numbers must be constants.
+/// Quarter rounds side by side. A macro: the registers' numbers must be constants.
 macro_rules! quarter_rounds {
     ($v:ident, $by_16:ident, $by_8:ident, $([$a:literal $b:literal $c:literal $d:literal])*) => {
         $(

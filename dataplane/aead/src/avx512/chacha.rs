@@ -110,15 +110,8 @@ fn state(texts: &Texts<'_>, lanes: &Lanes, from: usize) -> [__m512i; 16] {
             }
         }
         None => {
-            let mut words = [[0; SET]; 8];
-            for nth in 0..SET {
-                let key = texts.key(lanes.owner(from + nth));
-                for (word, row) in key.iter().zip(&mut words) {
-                    row[nth] = *word;
-                }
-            }
-            for (to, row) in state[4..12].iter_mut().zip(&words) {
-                *to = load_words(row);
+            for (to, words) in state[4..12].iter_mut().zip(&lanes.keys::<SET>(texts, from)) {
+                *to = load_words(words);
             }
         }
     }
