@@ -458,6 +458,8 @@ impl Outbound {
     /// flush it, there may be more.
     fn fill(&mut self, context: &Context, tun: &TunQueue) -> bool {
         let tables = context.shared.tables.load();
+        // Only a packet without a peer asks for the time.
+        let mut now = None;
         for _ in 0..FILL_READS {
             let (len, resume) = match self.partial.take() {
                 Some(partial) => partial,
@@ -476,7 +478,7 @@ impl Outbound {
             match self.batch.push(&tables, vnet, packet, resume, &context.drops) {
                 Push::Done => {}
                 Push::Unroutable => {
-                    if self.icmp_limit.allow(clock::now())
+                    if self.icmp_limit.allow(*now.get_or_insert_with(clock::now))
                         && let Some(answer) = Unreachable::answer(packet)
                     {
                         context.icmp.send(&answer);
@@ -497,11 +499,11 @@ impl Outbound {
         if self.batch.is_empty() {
             return true;
         }
+        let now = clock::now();
         if self.sent == (0, 0) {
             let mut events = |event| context.slow.push_event(event, &context.drops);
-            self.batch.seal(clock::now(), &context.drops, &mut events);
+            self.batch.seal(now, &context.drops, &mut events);
         }
-        let now = clock::now();
         let (first, mut offset) = self.sent;
         self.ring_full = false;
         for (number, transmit) in self.batch.transmits().enumerate().skip(first) {
