@@ -138,6 +138,14 @@ impl Worker {
             take_over: Bucket::new(1, limits::TAKE_OVER_BURST, now_ms),
             rate: self.live.rate.map(|r| Bucket::new(r.bytes_per_second, r.burst_bytes, now_ms)),
         };
+        // Known before it is answered: it may tell a friend at once, who then sends to it through
+        // another worker. Packets from there wait for the end of this turn, and so for the answer.
+        self.count(Count::Logins, 1);
+        let place = self.place(slot, generation);
+        if let Some(former) = self.shared.registry.activate(key, place) {
+            self.count(Count::TakeOvers, 1);
+            self.outgoing[usize::from(former.worker)].order(Order::Shadow(former, true));
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
         if let Some(connection) = self.connection(slot, generation) {
             connection.phase = Phase::Client(Box::new(client));
@@ -146,12 +154,6 @@ impl Worker {
             connection.send_bytes(&answer, false, &mut scratch)?;
         }
         self.scratch = scratch;
-        self.count(Count::Logins, 1);
-        let place = self.place(slot, generation);
-        if let Some(former) = self.shared.registry.activate(key, place) {
-            self.count(Count::TakeOvers, 1);
-            self.outgoing[usize::from(former.worker)].order(Order::Shadow(former, true));
-        }
         Ok(())
     }
 

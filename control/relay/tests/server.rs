@@ -62,6 +62,20 @@ fn frames_arrive_whole_however_they_are_cut() {
     }
 }
 
+/// Who reads the answer to its login is there for all others, whichever worker they are on.
+#[test]
+fn packets_find_a_client_from_the_moment_that_it_is_logged_in() {
+    let relay = Relay::start("");
+    let mut sender = relay.connect([1; 32]);
+    for number in 0..300_u16 {
+        let mut secret = [2; 32];
+        secret[..2].copy_from_slice(&number.to_be_bytes());
+        let mut new = relay.connect(secret);
+        sender.send(new.key, b"welcome");
+        new.expect_packet(sender.key, b"welcome");
+    }
+}
+
 #[test]
 fn the_ways_of_a_peer_that_leaves_are_closed() {
     let relay = Relay::start("");
