@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use crate::discovery::Discovery;
 use crate::key::{PublicKey, SecretKey};
 use crate::problem::{Problem, Problems};
 
@@ -15,6 +16,7 @@ pub struct Config {
     pub interface: Interface,
     pub dataplane: Dataplane,
     pub offload: Offload,
+    pub discovery: Discovery,
     pub peers: Vec<Peer>,
     /// What the reader understood but will not do, for the operator to know (wg0.conf only).
     pub notes: Vec<String>,
@@ -211,6 +213,7 @@ impl Config {
             },
             dataplane: Dataplane::default(),
             offload: Offload::default(),
+            discovery: Discovery::default(),
             peers: Vec::new(),
             notes: Vec::new(),
         }

@@ -5,6 +5,7 @@
 
 mod claims;
 pub mod config;
+pub mod discovery;
 pub mod exit;
 pub mod key;
 pub mod limits;

@@ -19,6 +19,12 @@ pub const PROBLEMS_MAX: usize = 20;
 pub const INTERFACE_NAME_MAX: usize = 15;
 /// Characters of a peer's name.
 pub const PEER_NAME_MAX: usize = 63;
+/// Relays of one configuration: each is one connection at the most, and a measurement.
+pub const RELAYS_MAX: usize = 16;
+/// STUN servers beside those of the relays.
+pub const STUN_SERVERS_MAX: usize = 16;
+/// Public addresses that the operator writes down.
+pub const OWN_ADDRESSES_MAX: usize = 16;
 /// Least MTU: IPv6 needs 1280 (RFC 8200), but an IPv4-only tunnel may be smaller (RFC 791).
 pub const MTU_MIN: u16 = 576;
 /// Greatest MTU: the longest IP packet less the tunnel's own 80 bytes.

@@ -12,7 +12,7 @@ pub enum Effect {
 /// One key of the TOML file.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// `""` for the top level, else `interface`, `dataplane`, `offload` or `peer`.
+    /// `""` for the top level, else the name of one of [`TABLES`].
     pub table: &'static str,
     pub name: &'static str,
     pub effect: Effect,
@@ -77,6 +77,31 @@ pub const KEYS: &[Key] = &[
         "auto",
         "UDP packets joined before they are written to the TUN device",
     ),
+    key("discovery", "relay", Live, "none", "URLs of relays, like https://relay.example.net"),
+    key("discovery", "stun", Live, "those of the relays", "more STUN servers, host:port"),
+    key(
+        "discovery",
+        "address",
+        Live,
+        "found out",
+        "public addresses with port that only you know, as behind a static forward",
+    ),
+    key(
+        "discovery",
+        "relay_ca_file",
+        Live,
+        "the system's authorities",
+        "PEM file: only these certificates may sign those of relays",
+    ),
+    key("discovery", "proxy", Live, "none", "HTTP proxy to the relays, http://host:port"),
+    key(
+        "discovery",
+        "proxy_credentials_file",
+        Live,
+        "none",
+        "file that holds user:password for the proxy",
+    ),
+    key("discovery", "port_mapping", Live, "auto", "auto: routers are asked to open the port; off"),
     key("peer", "name", Live, "start of the key", "name in status and logs"),
     key("peer", "public_key", Live, "", "the peer's public key in base64"),
     key("peer", "preshared_key_file", Live, "none", "file that holds the preshared key in base64"),
@@ -92,7 +117,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// The tables of the file, in the order in which they are written.
-pub const TABLES: [&str; 4] = ["interface", "dataplane", "offload", "peer"];
+pub const TABLES: [&str; 5] = ["interface", "dataplane", "offload", "discovery", "peer"];
 
 pub(crate) fn names_in(table: &str) -> impl Iterator<Item = &'static str> {
     KEYS.iter().filter(move |key| key.table == table).map(|key| key.name)

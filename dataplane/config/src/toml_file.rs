@@ -47,6 +47,7 @@ impl Config {
         writer::interface(&mut out, &self.interface);
         writer::dataplane(&mut out, &self.dataplane);
         writer::offload(&mut out, &self.offload);
+        writer::discovery(&mut out, &self.discovery);
         for peer in &self.peers {
             writer::peer(&mut out, peer);
         }

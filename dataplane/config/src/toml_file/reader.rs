@@ -1,5 +1,6 @@
 //! Walks the parsed document and remembers what is wrong, with its position.
 
+use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use crate::config::{
     Config, Dataplane, EndpointName, Interface, KeySource, Offload, Peer, Routes, Workers,
     is_interface_name, parse_net,
 };
+use crate::discovery::{Discovery, HttpUrl};
 use crate::key::PublicKey;
 use crate::limits;
 use crate::problem::{Problem, nearest, position, quoted};
@@ -62,6 +64,9 @@ impl<'t> Reader<'t> {
         }
         if let Some(section) = self.section(&top, "offload") {
             self.offload(&section, &mut config.offload);
+        }
+        if let Some(section) = self.section(&top, "discovery") {
+            self.discovery(&section, &mut config.discovery);
         }
         self.peers(&top, &mut config.peers);
         config
@@ -169,6 +174,40 @@ impl<'t> Reader<'t> {
         ] {
             *switch = self.word(section, key, &[("auto", true), ("off", false)]).unwrap_or(true);
         }
+    }
+
+    fn discovery(&mut self, section: &Section<'_>, discovery: &mut Discovery) {
+        self.unknown_keys(section, "discovery", &[]);
+        let (relays, servers) = (limits::RELAYS_MAX, limits::STUN_SERVERS_MAX);
+        let like = "write it like \"https://relay.example.net\"";
+        discovery.relay = self.parsed(section, "relay", relays, like, HttpUrl::parse);
+        let like = "write it like \"stun.example.net:3478\"";
+        discovery.stun = self.parsed(section, "stun", servers, like, EndpointName::parse);
+        let like = "write it like \"198.51.100.7:51820\" or \"[2001:db8::1]:51820\"";
+        discovery.address =
+            self.parsed(section, "address", limits::OWN_ADDRESSES_MAX, like, |text| {
+                text.parse::<SocketAddr>()
+                    .ok()
+                    .filter(|address| address.port() != 0)
+                    .ok_or("an address and a port")
+            });
+        let like = "write it like \"http://proxy.example.net:3128\"";
+        discovery.proxy = self.string(section, "proxy").and_then(|text| {
+            let parsed = HttpUrl::parse(&text).and_then(|url| {
+                if url.tls {
+                    Err("an http:// URL: TLS runs inside the proxy's tunnel")
+                } else {
+                    Ok(url)
+                }
+            });
+            parsed.map_err(|e| self.wrong(section, "proxy", "no URL of a proxy", e, like)).ok()
+        });
+        let cure = "put the certificates into a PEM file and write its path here";
+        discovery.relay_ca_file = self.path(section, "relay_ca_file", cure);
+        let cure = "put user:password into a file of mode 0600 and write its path here";
+        discovery.proxy_credentials_file = self.path(section, "proxy_credentials_file", cure);
+        let words = [("auto", true), ("off", false)];
+        discovery.port_mapping = self.word(section, "port_mapping", &words).unwrap_or(true);
     }
 
     fn peers(&mut self, top: &Section<'_>, peers: &mut Vec<Peer>) {
@@ -319,6 +358,36 @@ impl<'t> Reader<'t> {
         })
     }
 
+    /// A list of at most `max` different values that are written as strings.
+    fn parsed<T: PartialEq>(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        max: usize,
+        cure: &str,
+        parse: impl Fn(&str) -> Result<T, &'static str>,
+    ) -> Vec<T> {
+        let mut values = Vec::new();
+        for (text, span) in self.strings(section, key) {
+            match parse(&text) {
+                Ok(value) if values.contains(&value) => {
+                    let seen = format!("{text} twice");
+                    self.wrong_at(span, section, key, &seen, "each once", "delete one of them");
+                }
+                Ok(_) if values.len() == max => {
+                    let expected = format!("at most {max}");
+                    self.wrong_at(span, section, key, "too many", &expected, "keep the nearest");
+                    break;
+                }
+                Ok(value) => values.push(value),
+                Err(expected) => {
+                    self.wrong_at(span, section, key, &quoted(&text), expected, cure);
+                }
+            }
+        }
+        values
+    }
+
     fn integer(
         &mut self,
         section: &Section<'_>,
@@ -355,12 +424,16 @@ impl<'t> Reader<'t> {
     }
 
     fn file(&mut self, section: &Section<'_>, key: &str) -> Option<KeySource> {
+        let cure = "put the key into a file of mode 0600 and write its path here";
+        self.path(section, key, cure).map(KeySource::File)
+    }
+
+    fn path(&mut self, section: &Section<'_>, key: &str, cure: &str) -> Option<PathBuf> {
         let path = self.string(section, key)?;
         if path.starts_with('/') {
-            return Some(KeySource::File(PathBuf::from(path)));
+            return Some(PathBuf::from(path));
         }
-        // What stands here may be the key itself: it is never repeated.
-        let cure = "put the key into a file of mode 0600 and write its path here";
+        // What stands here may be the secret itself: it is never repeated.
         self.wrong(section, key, "no absolute path", "a path that begins with /", cure);
         None
     }

@@ -5,6 +5,7 @@ use super::words::{AEAD, RECEIVE, TRANSMIT};
 use super::*;
 use crate::claims::Claims;
 use crate::config::*;
+use crate::discovery::{Discovery, HttpUrl};
 use crate::key::PublicKey;
 use crate::reference::{TABLES, names_in};
 
@@ -202,6 +203,32 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_discovery()(
+        relay in prop::collection::btree_set("(http|https)://[a-z][a-z0-9]{0,9}(:8443)?", 0..4),
+        stun in prop::collection::btree_set("[a-z][a-z0-9]{0,9}:[1-9][0-9]{0,3}", 0..4),
+        address in prop::collection::btree_set(any::<std::net::SocketAddr>(), 0..3),
+        paths in (prop::option::of("/[ -~]{0,20}"), prop::option::of("/[ -~]{0,20}")),
+        proxy in prop::option::of("http://[a-z][a-z0-9]{0,9}:3128"),
+        port_mapping: bool,
+    ) -> Discovery {
+        let with_port = |a: &std::net::SocketAddr| a.port() != 0;
+        // A scope is no part of an address elsewhere.
+        let plain = |a: std::net::SocketAddr| std::net::SocketAddr::new(a.ip(), a.port());
+        let address = address.into_iter().filter(with_port).map(plain);
+        let address: std::collections::BTreeSet<_> = address.collect();
+        Discovery {
+            relay: relay.iter().map(|url| HttpUrl::parse(url).unwrap()).collect(),
+            stun: stun.iter().map(|name| EndpointName::parse(name).unwrap()).collect(),
+            relay_ca_file: paths.0.map(Into::into),
+            proxy: proxy.map(|url| HttpUrl::parse(&url).unwrap()),
+            proxy_credentials_file: paths.1.map(Into::into),
+            port_mapping,
+            address: address.into_iter().collect(),
+        }
+    }
+}
+
+prop_compose! {
     fn any_config()(
         interface in any_interface(),
         peers in prop::collection::vec(any_peer(), 0..4),
@@ -211,13 +238,14 @@ prop_compose! {
         device in prop::collection::btree_set("[a-z][a-z0-9]{0,9}", 0..3),
         cores in prop::option::of(prop::collection::btree_set(0..64usize, 1..5)),
         switches: [bool; 6],
+        discovery in any_discovery(),
     ) -> Config {
         let workers = cores.map_or(Workers::Auto, |set| Workers::Cores(set.into_iter().collect()));
         let device = device.into_iter().collect();
         let [udp_gso, udp_gro, tun_tso, tun_uso, coalesce_tcp, coalesce_udp] = switches;
         let offload = Offload { udp_gso, udp_gro, tun_tso, tun_uso, coalesce_tcp, coalesce_udp };
         let dataplane = Dataplane { receive, transmit, aead, device, workers };
-        Config { interface, dataplane, offload, peers, notes: Vec::new() }
+        Config { interface, dataplane, offload, discovery, peers, notes: Vec::new() }
     }
 }
 

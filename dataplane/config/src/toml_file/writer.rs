@@ -1,10 +1,12 @@
 //! Writes a configuration as the operator would: a table each, defaults left out.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
+use std::path::Path;
 
 use ipnet::IpNet;
 
 use crate::config::{Dataplane, Interface, KeySource, Offload, Peer, Routes, Workers};
+use crate::discovery::Discovery;
 
 pub(super) fn interface(out: &mut String, interface: &Interface) {
     line(out, format_args!("\n[interface]"));
@@ -59,6 +61,24 @@ pub(super) fn offload(out: &mut String, offload: &Offload) {
     }
 }
 
+pub(super) fn discovery(out: &mut String, discovery: &Discovery) {
+    if *discovery == Discovery::default() {
+        return;
+    }
+    line(out, format_args!("\n[discovery]"));
+    write_list(out, "relay", &discovery.relay);
+    write_list(out, "stun", &discovery.stun);
+    write_list(out, "address", &discovery.address);
+    write_path(out, "relay_ca_file", discovery.relay_ca_file.as_deref());
+    if let Some(proxy) = &discovery.proxy {
+        line(out, format_args!("proxy = {}", string(&proxy.to_string())));
+    }
+    write_path(out, "proxy_credentials_file", discovery.proxy_credentials_file.as_deref());
+    if !discovery.port_mapping {
+        line(out, format_args!("port_mapping = \"off\""));
+    }
+}
+
 pub(super) fn peer(out: &mut String, peer: &Peer) {
     line(out, format_args!("\n[[peer]]"));
     if let Some(name) = &peer.name {
@@ -78,20 +98,28 @@ pub(super) fn peer(out: &mut String, peer: &Peer) {
 fn write_key(out: &mut String, key: &str, source: Option<&KeySource>) {
     match source {
         None => {}
-        Some(KeySource::File(path)) => {
-            line(out, format_args!("{key} = {}", string(&path.to_string_lossy())));
-        }
+        Some(KeySource::File(path)) => write_path(out, key, Some(path)),
         Some(KeySource::Inline(_)) => {
             line(out, format_args!("# {key} = put the key into a file of mode 0600"));
         }
     }
 }
 
-fn write_nets(out: &mut String, key: &str, nets: &[IpNet]) {
-    if !nets.is_empty() {
-        let list: Vec<String> = nets.iter().map(|net| format!("\"{net}\"")).collect();
+fn write_path(out: &mut String, key: &str, path: Option<&Path>) {
+    if let Some(path) = path {
+        line(out, format_args!("{key} = {}", string(&path.to_string_lossy())));
+    }
+}
+
+fn write_list(out: &mut String, key: &str, values: &[impl Display]) {
+    if !values.is_empty() {
+        let list: Vec<String> = values.iter().map(|value| string(&value.to_string())).collect();
         line(out, format_args!("{key} = [{}]", list.join(", ")));
     }
+}
+
+fn write_nets(out: &mut String, key: &str, nets: &[IpNet]) {
+    write_list(out, key, nets);
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
