@@ -20,7 +20,6 @@ pub mod service;
 pub mod session;
 pub mod settings;
 pub mod shared;
-pub mod signals;
 pub mod stun;
 pub mod traffic;
 pub mod worker;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use millrace_config::Exit;
 use millrace_config::key::PublicKey as ConfigKey;
+use millrace_host::signals::{Asked, Signals};
 use millrace_path::sealed::PublicKey;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sd_notify::NotifyState;
@@ -22,7 +23,6 @@ use crate::mail::Mailbox;
 use crate::metrics::{self, Counters};
 use crate::settings::Settings;
 use crate::shared::{Admission, Desk, Live, Rate, Shared};
-use crate::signals::{Asked, Signals};
 use crate::stun;
 use crate::worker::{Door, Worker};
 

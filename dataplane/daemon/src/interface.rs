@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use millrace_config::Exit;
+use millrace_host::route_socket::RouteSocket;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
@@ -21,7 +22,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::failure::Failure;
-use crate::io::netlink::{Netlink, RouteSocket, family};
+use crate::io::netlink::{Netlink, family};
 
 /// One interface, found by its name once.
 pub struct Interface {

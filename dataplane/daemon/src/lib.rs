@@ -16,7 +16,6 @@ pub mod queue;
 pub mod run;
 pub mod service;
 pub mod settings;
-pub mod signals;
 pub mod slow;
 pub mod state;
 pub mod steering;

@@ -2,12 +2,11 @@
 //! by the kernel at once; never called by workers.
 
 mod generic;
-mod monitor;
-mod route_socket;
 
 use std::io;
 use std::net::IpAddr;
 
+use millrace_host::route_socket::RouteSocket;
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp};
@@ -18,8 +17,6 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 pub use self::generic::offers_zero_copy;
-pub use self::monitor::{Monitor, News};
-pub use self::route_socket::RouteSocket;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -283,6 +280,8 @@ fn address(address: &RouteAddress) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use millrace_host::monitor::{Monitor, News};
+
     use super::*;
     use millrace_lab::{Lab, lab};
 

@@ -16,11 +16,12 @@ use millrace_config::config::{Receive, Transmit};
 use millrace_ebpf::error::{LoadError, OtherProgram};
 use millrace_ebpf::load::{Programs, XdpAttachment};
 use millrace_ebpf::xdp_owner;
+use millrace_host::monitor::{Monitor, News};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::ethtool;
 use super::lane::{LaneSocket, Mailbox, drain};
-use super::netlink::{Link, Monitor, Netlink, News, offers_zero_copy};
+use super::netlink::{Link, Netlink, offers_zero_copy};
 use super::nexthop::{self, NextHops};
 use super::port_status::PortStatus;
 use super::sender_rest::SenderRest;

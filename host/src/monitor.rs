@@ -9,7 +9,7 @@ use netlink_packet_route::link::LinkFlags;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::route_socket::read;
+use crate::route_socket::read;
 
 /// Multicast groups of `linux/rtnetlink.h`.
 const GROUP_LINK: u32 = 1;

@@ -1,0 +1,6 @@
+//! What every daemon needs of its host: the operator's signals, and what the kernel says of
+//! networks. Small enough to be shared without tying the daemons to each other.
+
+pub mod monitor;
+pub mod route_socket;
+pub mod signals;
