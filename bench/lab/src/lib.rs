@@ -17,6 +17,7 @@ pub mod keys;
 pub mod lab;
 pub mod marker;
 pub mod namespace;
+pub mod nat;
 pub mod ping;
 pub mod probe;
 pub mod process;

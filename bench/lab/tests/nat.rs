@@ -1,0 +1,562 @@
+//! Each router behaves as its name says, seen by plain UDP and TCP sockets.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too")]
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use millrace_lab::{
+    Lab, Namespace,
+    nat::{
+        Direction, Fault, Filtering, Hairpin, Host, Input, Internet, Ipv6, Mapping, Nat, Policy,
+        Router, RouterOptions, SERVER_V4, SERVER_V6,
+    },
+};
+
+/// A loaded machine delivers within this; only what must not arrive waits so long.
+const LOST: Duration = Duration::from_millis(400);
+
+#[test]
+fn each_nat_maps_and_filters_as_named() {
+    use Filtering as F;
+    use Mapping as M;
+    let any = |mapping, filtering| Nat::Translate { mapping, filtering };
+    let cases = [
+        (Nat::None, Seen { mapping: "independent", filtering: "none", keeps_port: true }),
+        (
+            Nat::Firewall,
+            Seen { mapping: "independent", filtering: "address+port", keeps_port: true },
+        ),
+        (Nat::OneToOne, Seen { mapping: "independent", filtering: "none", keeps_port: true }),
+        (Nat::Linux, Seen { mapping: "independent", filtering: "address+port", keeps_port: true }),
+        (Nat::EASY, Seen { mapping: "independent", filtering: "address+port", keeps_port: true }),
+        (
+            Nat::RESTRICTED_CONE,
+            Seen { mapping: "independent", filtering: "address", keeps_port: true },
+        ),
+        (Nat::FULL_CONE, Seen { mapping: "independent", filtering: "none", keeps_port: true }),
+        (
+            any(M::EndpointIndependentRandom, F::AddressAndPortDependent),
+            Seen { mapping: "independent", filtering: "address+port", keeps_port: false },
+        ),
+        (
+            any(M::AddressDependent, F::AddressAndPortDependent),
+            Seen { mapping: "by address", filtering: "address+port", keeps_port: false },
+        ),
+        (Nat::HARD, Seen { mapping: "random", filtering: "address+port", keeps_port: false }),
+        (
+            any(M::Sequential, F::AddressAndPortDependent),
+            Seen { mapping: "sequential", filtering: "address+port", keeps_port: false },
+        ),
+    ];
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    thread::scope(|scope| {
+        for (nat, expected) in cases {
+            let (lab, internet) = (&lab, &internet);
+            scope.spawn(move || {
+                let router = internet.router(lab, "router", RouterOptions::nat(nat)).unwrap();
+                let host = router.host(lab, "host").unwrap();
+                let servers = Servers::new(internet);
+                let (seen, address) = classify(&servers, &host);
+                assert_eq!(seen, expected, "{nat:?}");
+                let public = matches!(nat, Nat::None | Nat::Firewall);
+                let outside = if public { host.v4(0).unwrap() } else { router.wan_v4() };
+                assert_eq!(address, outside, "{nat:?}");
+            });
+        }
+    });
+}
+
+#[test]
+fn hairpins_as_named() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    for filtering in [Filtering::EndpointIndependent, Filtering::AddressAndPortDependent] {
+        for hairpin in [Hairpin::Off, Hairpin::External, Hairpin::Internal] {
+            let nat = Nat::Translate { mapping: Mapping::EndpointIndependent, filtering };
+            let options = RouterOptions { hairpin, ..RouterOptions::nat(nat) };
+            let router = internet.router(&lab, "router", options).unwrap();
+            let [a, b] = ["a", "b"].map(|name| router.host(&lab, name).unwrap());
+            let servers = Servers::new(&internet);
+            let (a, b) = (client(&a.namespace), client(&b.namespace));
+            let (to_a, to_b) = (servers.outside(&a).unwrap(), servers.outside(&b).unwrap());
+            let inside = a.local_addr().unwrap().port();
+            let source = punch(&a, to_a, &b, to_b);
+            match hairpin {
+                Hairpin::Off => assert_eq!(source, None, "{filtering:?}"),
+                Hairpin::External => assert_eq!(source, Some(to_a), "{filtering:?}"),
+                // A filter by address knows only addresses outside, and so lets no neighbour in.
+                Hairpin::Internal => {
+                    let expected = SocketAddr::new(router.lan_v4(11).into(), inside);
+                    let open = filtering == Filtering::EndpointIndependent;
+                    assert_eq!(source, open.then_some(expected), "{filtering:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn homes_behind_one_carrier_meet_only_by_its_hairpin() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    for hairpin in [Hairpin::Off, Hairpin::External] {
+        let lan = Some([100, 64, 1]);
+        let carrier = RouterOptions { hairpin, lan, ..RouterOptions::nat(Nat::FULL_CONE) };
+        let carrier = internet.router(&lab, "carrier", carrier).unwrap();
+        let homes = [(); 2].map(|()| {
+            let home = RouterOptions { lan: Some([192, 168, 1]), ..RouterOptions::default() };
+            internet.router_behind(&lab, "home", home, &carrier).unwrap()
+        });
+        let hosts = homes.each_ref().map(|home| home.host(&lab, "host").unwrap());
+        assert_eq!(hosts[0].v4(0).unwrap(), hosts[1].v4(0).unwrap());
+        let servers = Servers::new(&internet);
+        let [a, b] = hosts.each_ref().map(|host| client(&host.namespace));
+        let (to_a, to_b) = (servers.outside(&a).unwrap(), servers.outside(&b).unwrap());
+        assert_eq!([to_a.ip(), to_b.ip()], [carrier.wan_v4(); 2].map(IpAddr::V4));
+        let met = punch(&a, to_a, &b, to_b).is_some();
+        assert_eq!(met, hairpin != Hairpin::Off);
+        // A port opened by hand on one home router is reached by the address in between.
+        let port = b.local_addr().unwrap().port();
+        homes[1].forward_port(port, hosts[1].v4(0).unwrap()).unwrap();
+        let between = SocketAddr::new(homes[1].wan_v4().into(), port);
+        assert!(arrives(&a, between, &b));
+    }
+}
+
+#[test]
+fn policies_let_through_what_they_say() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let tcp443 = listener(&internet.server, 443);
+    let tcp80 = listener(&internet.server, 80);
+    let cases = [
+        (Policy::Open, Through { udp: true, tcp443: true, tcp80: true }),
+        (Policy::NoUdp, Through { udp: false, tcp443: true, tcp80: true }),
+        (Policy::RejectUdp, Through { udp: false, tcp443: true, tcp80: true }),
+        (Policy::OnlyTcp443, Through { udp: false, tcp443: true, tcp80: false }),
+        (Policy::Nothing, Through { udp: false, tcp443: false, tcp80: false }),
+        (Policy::NoIpv4, Through { udp: false, tcp443: false, tcp80: false }),
+    ];
+    for (policy, expected) in cases {
+        let options = RouterOptions { policy, ipv6: Ipv6::Open, ..RouterOptions::default() };
+        let router = internet.router(&lab, "router", options).unwrap();
+        let host = router.host(&lab, "host").unwrap();
+        let servers = Servers::new(&internet);
+        let socket = client(&host.namespace);
+        let tcp = |listener: &TcpListener| {
+            let address = listener.local_addr().unwrap();
+            host.namespace.run(|| TcpStream::connect_timeout(&address, LOST)).is_ok()
+        };
+        let seen = Through {
+            udp: servers.outside(&socket).is_some(),
+            tcp443: tcp(&tcp443),
+            tcp80: tcp(&tcp80),
+        };
+        assert_eq!(seen, expected, "{policy:?}");
+        if policy == Policy::RejectUdp {
+            socket.connect(servers.address(0, 0)).unwrap();
+            socket.send(b"refused").unwrap();
+            let error = socket.recv(&mut [0; 8]).unwrap_err();
+            assert!(
+                error.raw_os_error().is_some_and(|errno| errno == libc::EHOSTUNREACH),
+                "{error}"
+            );
+        }
+        if policy == Policy::NoIpv4 {
+            assert!(host.namespace.exec(&format!("ping -c 1 -W 2 {}", SERVER_V6[0])).is_ok());
+        }
+    }
+}
+
+#[test]
+fn ipv6_is_routed_and_filtered() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let server = bind(&internet.server, SERVER_V6[0].into());
+    for ipv6 in [Ipv6::Open, Ipv6::Firewall] {
+        let options = RouterOptions { ipv6, ..RouterOptions::nat(Nat::HARD) };
+        let router = internet.router(&lab, "router", options).unwrap();
+        let host = router.host_v6_only(&lab, "host").unwrap();
+        let socket = bind(&host.namespace, host.v6(0).unwrap().into());
+        let to_host = socket.local_addr().unwrap();
+        assert_eq!(arrives(&server, to_host, &socket), ipv6 == Ipv6::Open);
+        assert!(arrives(&socket, server.local_addr().unwrap(), &server));
+        assert!(arrives(&server, to_host, &socket));
+        assert!(host.v4(0).is_err());
+    }
+}
+
+#[test]
+fn faults_hit_what_they_name_and_heal() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let (router, host, servers) = easy(&lab, &internet);
+    let socket = client(&host.namespace);
+    let outside = servers.outside(&socket).unwrap();
+    let both = || {
+        let out = arrives(&socket, servers.address(0, 0), &servers.sockets[0][0]);
+        (out, arrives(&servers.sockets[0][0], outside, &socket))
+    };
+    let here = IpAddr::V4(SERVER_V4[0]);
+    let cases = [
+        (Fault::CutUdp(Direction::Out), (false, true)),
+        (Fault::CutUdp(Direction::In), (true, false)),
+        (Fault::CutUdp(Direction::Both), (false, false)),
+        (Fault::CutTcp(Direction::Both), (true, true)),
+        (Fault::Block(here), (false, false)),
+        (Fault::BlockUdp(here), (false, false)),
+        (Fault::Block(IpAddr::V4(SERVER_V4[1])), (true, true)),
+        (Fault::DropLongerThan(30), (false, false)),
+        (Fault::DropLongerThan(600), (true, true)),
+    ];
+    for (fault, expected) in cases {
+        router.set_faults(&[fault]).unwrap();
+        assert_eq!(both(), expected, "{fault:?}");
+    }
+    let tcp = listener(&internet.server, 443);
+    let connect = || {
+        let address = tcp.local_addr().unwrap();
+        host.namespace.run(|| TcpStream::connect_timeout(&address, LOST)).is_ok()
+    };
+    for (fault, expected) in [
+        (Fault::CutTcp(Direction::Out), false),
+        (Fault::CutUdp(Direction::Both), true),
+        (Fault::BlockUdp(here), true),
+    ] {
+        router.set_faults(&[fault]).unwrap();
+        assert_eq!(connect(), expected, "{fault:?}");
+    }
+    router.set_faults(&[]).unwrap();
+    assert_eq!(both(), (true, true));
+}
+
+#[test]
+fn only_long_packets_of_wireguard_die() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let (router, host, servers) = easy(&lab, &internet);
+    let socket = client(&host.namespace);
+    router.set_faults(&[Fault::DropWireGuardDataLongerThan(200)]).unwrap();
+    let data = |len| [&[4, 0, 0, 0][..], &vec![7; len]].concat();
+    let other = |len| [&[1, 0, 0, 0][..], &vec![7; len]].concat();
+    for (bytes, expected) in
+        [(data(100), true), (data(400), false), (other(400), true), (data(160), true)]
+    {
+        socket.send_to(&bytes, servers.address(0, 0)).unwrap();
+        let seen = receive(&servers.sockets[0][0], |got, _| (got == bytes).then_some(()));
+        assert_eq!(seen.is_some(), expected, "{} bytes, type {}", bytes.len(), bytes[0]);
+    }
+}
+
+#[test]
+fn loss_is_by_chance() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let (router, host, servers) = easy(&lab, &internet);
+    let socket = client(&host.namespace);
+    router.set_faults(&[Fault::LosePermille(200)]).unwrap();
+    let server = &servers.sockets[0][0];
+    let mut received = 0;
+    for _ in 0..20 {
+        for _ in 0..50 {
+            socket.send_to(b"one of many", servers.address(0, 0)).unwrap();
+        }
+        router.set_faults(&[]).unwrap();
+        socket.send_to(b"last", servers.address(0, 0)).unwrap();
+        receive(server, |bytes, _| {
+            received += u32::from(bytes != b"last");
+            (bytes == b"last").then_some(())
+        })
+        .unwrap();
+        router.set_faults(&[Fault::LosePermille(200)]).unwrap();
+    }
+    // 800 are expected, with a standard deviation of 13.
+    assert!((700..=900).contains(&received), "{received} of 1000");
+}
+
+#[test]
+fn mappings_do_not_survive_a_reboot_or_another_address() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let nat = Nat::Translate {
+        mapping: Mapping::EndpointIndependentRandom,
+        filtering: Filtering::EndpointIndependent,
+    };
+    let router = internet.router(&lab, "router", RouterOptions::nat(nat)).unwrap();
+    let host = router.host(&lab, "host").unwrap();
+    let servers = Servers::new(&internet);
+    let socket = client(&host.namespace);
+    let server = &servers.sockets[1][1];
+    let first = servers.outside(&socket).unwrap();
+    assert!(arrives(server, first, &socket));
+
+    router.reboot().unwrap();
+    assert!(!arrives(server, first, &socket));
+    let second = servers.outside(&socket).unwrap();
+    assert_eq!(first.ip(), second.ip());
+    assert_ne!(first, second);
+    assert!(arrives(server, second, &socket));
+
+    let address = router.change_address().unwrap();
+    assert!(!arrives(server, second, &socket));
+    let third = servers.outside(&socket).unwrap();
+    assert_eq!(third.ip(), IpAddr::V4(address));
+    assert_ne!(third.ip(), second.ip());
+    assert!(arrives(server, third, &socket));
+
+    for cut in [false, true] {
+        let set = |up| if cut { host.set_link(0, up) } else { router.set_wan(up) };
+        set(false).unwrap();
+        assert_eq!(servers.outside(&socket), None);
+        set(true).unwrap();
+        assert!(servers.outside(&socket).is_some());
+    }
+}
+
+#[test]
+fn an_idle_mapping_ends_after_its_time() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let options = RouterOptions { timeout_s: 2, ..RouterOptions::nat(Nat::EASY) };
+    let router = internet.router(&lab, "router", options).unwrap();
+    let host = router.host(&lab, "host").unwrap();
+    let servers = Servers::new(&internet);
+    let socket = client(&host.namespace);
+    let server = &servers.sockets[0][0];
+    let outside = servers.outside(&socket).unwrap();
+    // Kept alive for longer than its time, by traffic from outside alone.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        assert!(arrives(server, outside, &socket));
+        thread::sleep(Duration::from_millis(100));
+    }
+    thread::sleep(Duration::from_millis(3_300));
+    assert!(!arrives(server, outside, &socket));
+}
+
+#[test]
+fn a_router_that_accepts_a_probe_gives_the_port_away() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    for (input, keeps) in [(Input::Drop, true), (Input::Reject, true), (Input::Accept, false)] {
+        let options = RouterOptions { input, ..RouterOptions::nat(Nat::Linux) };
+        let router = internet.router(&lab, "router", options).unwrap();
+        let host = router.host(&lab, "host").unwrap();
+        let servers = Servers::new(&internet);
+        let socket = client(&host.namespace);
+        let outside = servers.outside(&socket).unwrap();
+        let stranger = &servers.sockets[1][0];
+        stranger.send_to(b"too early", outside).unwrap();
+        socket.send_to(b"answer", servers.address(1, 0)).unwrap();
+        let from = receive(stranger, |bytes, from| (bytes == b"answer").then_some(from)).unwrap();
+        assert_eq!(from == outside, keeps, "{input:?}");
+    }
+}
+
+#[test]
+fn a_host_firewall_lets_in_answers_only() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let router = internet.router(&lab, "router", RouterOptions::nat(Nat::None)).unwrap();
+    let host = router.host(&lab, "host").unwrap();
+    let servers = Servers::new(&internet);
+    let socket = client(&host.namespace);
+    let outside = servers.outside(&socket).unwrap();
+    let [asked, stranger] = [0, 1].map(|port| &servers.sockets[0][port]);
+    assert!(arrives(stranger, outside, &socket));
+    host.firewall().unwrap();
+    assert!(servers.outside(&socket).is_some());
+    assert!(arrives(asked, outside, &socket));
+    host.namespace.exec("conntrack -F").unwrap();
+    assert!(!arrives(stranger, outside, &socket));
+}
+
+#[test]
+fn a_second_leg_takes_over() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let (first, mut host, servers) = easy(&lab, &internet);
+    let second = internet.router(&lab, "second", RouterOptions::default()).unwrap();
+    host.connect(&second).unwrap();
+    let socket = client(&host.namespace);
+    let outside = || servers.outside(&socket).map(|address| address.ip());
+    assert_eq!(outside(), Some(first.wan_v4().into()));
+    host.set_link(0, false).unwrap();
+    assert_eq!(outside(), Some(second.wan_v4().into()));
+    host.set_link(0, true).unwrap();
+    assert_eq!(outside(), Some(first.wan_v4().into()));
+}
+
+#[test]
+fn frames_outside_are_single_packets() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let (router, host, servers) = easy(&lab, &internet);
+    let socket = client(&host.namespace);
+    router.set_faults(&[Fault::DropLongerThan(600)]).unwrap();
+    let size: libc::c_int = 500;
+    // SAFETY: the descriptor is open, the value is a live c_int of the length given.
+    let set = unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(&socket),
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            (&raw const size).cast(),
+            size_of_val(&size) as libc::socklen_t,
+        )
+    };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    socket.send_to(&[5; 2500], servers.address(0, 0)).unwrap();
+    let mut count = 0;
+    let all = receive(&servers.sockets[0][0], |bytes, _| {
+        count += u32::from(bytes == [5; 500]);
+        (count == 5).then_some(())
+    });
+    assert!(all.is_some(), "{count} of 5 segments came through");
+}
+
+/// What a socket inside and the servers outside find out.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    mapping: &'static str,
+    filtering: &'static str,
+    keeps_port: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Through {
+    udp: bool,
+    tcp443: bool,
+    tcp80: bool,
+}
+
+/// Two sockets on each of the server's addresses.
+struct Servers {
+    sockets: [[UdpSocket; 2]; 2],
+}
+
+impl Servers {
+    fn new(internet: &Internet) -> Self {
+        let socket = |address: Ipv4Addr| bind(&internet.server, address.into());
+        Self { sockets: SERVER_V4.map(|address| [(); 2].map(|()| socket(address))) }
+    }
+
+    fn address(&self, server: usize, port: usize) -> SocketAddr {
+        self.sockets[server][port].local_addr().unwrap()
+    }
+
+    /// Where `socket` seems to be, for the first server.
+    fn outside(&self, socket: &UdpSocket) -> Option<SocketAddr> {
+        self.source(socket, 0, 0)
+    }
+
+    fn source(&self, socket: &UdpSocket, server: usize, port: usize) -> Option<SocketAddr> {
+        // A cut link is an error here and now.
+        socket.send_to(b"who am I", self.address(server, port)).ok()?;
+        let who = |bytes: &[u8], from| (bytes == b"who am I").then_some(from);
+        receive(&self.sockets[server][port], who)
+    }
+}
+
+fn classify(servers: &Servers, host: &Host) -> (Seen, Ipv4Addr) {
+    let socket = client(&host.namespace);
+    let inside = socket.local_addr().unwrap().port();
+    let order = [(0, 0), (0, 1), (1, 0), (1, 1)];
+    let sources = order.map(|(server, port)| servers.source(&socket, server, port).unwrap());
+    let ports = sources.map(|source| source.port());
+    let distinct = HashSet::from(ports).len();
+    let mapping = match ports {
+        _ if distinct == 1 => "independent",
+        [a, b, c, d] if a == b && c == d => "by address",
+        [a, b, c, d] if [b, c, d] == [a + 1, a + 2, a + 3] => "sequential",
+        // Four random numbers, of which two might be equal by chance.
+        _ if distinct >= 3 => "random",
+        _ => "unknown",
+    };
+    let keeps_port = ports[0] == inside;
+
+    let socket = client(&host.namespace);
+    let outside = servers.outside(&socket).unwrap();
+    let [[asked, same_address], [other, _]] = &servers.sockets;
+    other.send_to(b"other address", outside).unwrap();
+    same_address.send_to(b"other port", outside).unwrap();
+    // Packets keep their order, so what has not come by then is not coming.
+    asked.send_to(b"last", outside).unwrap();
+    let mut heard = HashSet::new();
+    let last = receive(&socket, |bytes, _| {
+        heard.insert(bytes.to_vec());
+        (bytes == b"last").then_some(())
+    });
+    let heard = |what: &str| heard.contains(what.as_bytes());
+    let filtering = match (last.is_some(), heard("other port"), heard("other address")) {
+        (true, true, true) => "none",
+        (true, true, false) => "address",
+        (true, false, false) => "address+port",
+        _ => "unknown",
+    };
+    let IpAddr::V4(address) = sources[0].ip() else { panic!("an IPv6 source") };
+    (Seen { mapping, filtering, keeps_port }, address)
+}
+
+/// Each writes to the other's mapping in turn; the source that the second saw of the first.
+fn punch(a: &UdpSocket, to_a: SocketAddr, b: &UdpSocket, to_b: SocketAddr) -> Option<SocketAddr> {
+    (0..3).find_map(|_| {
+        a.send_to(b"from a", to_b).unwrap();
+        let source = receive(b, |bytes, from| (bytes == b"from a").then_some(from));
+        b.send_to(b"from b", to_a).unwrap();
+        source
+    })
+}
+
+fn arrives(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> bool {
+    let bytes = millrace_lab::Marker::random().unwrap().0;
+    from.send_to(&bytes, to).unwrap();
+    receive(at, |got, _| (got == bytes).then_some(())).is_some()
+}
+
+/// Receives until `found` is satisfied or nothing comes any more.
+fn receive<T>(
+    socket: &UdpSocket,
+    mut found: impl FnMut(&[u8], SocketAddr) -> Option<T>,
+) -> Option<T> {
+    let mut buffer = [0; 2048];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Ok((len, from)) => {
+                if let Some(value) = found(&buffer[..len], from) {
+                    return Some(value);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            // An ICMP error for something sent before.
+            Err(_) => {}
+        }
+    }
+}
+
+fn easy(lab: &Lab, internet: &Internet) -> (Router, Host, Servers) {
+    let router = internet.router(lab, "router", RouterOptions::default()).unwrap();
+    let host = router.host(lab, "host").unwrap();
+    (router, host, Servers::new(internet))
+}
+
+fn client(namespace: &Namespace) -> UdpSocket {
+    bind(namespace, Ipv4Addr::UNSPECIFIED.into())
+}
+
+fn bind(namespace: &Namespace, address: IpAddr) -> UdpSocket {
+    let socket = namespace.run(|| UdpSocket::bind((address, 0))).unwrap();
+    socket.set_read_timeout(Some(LOST)).unwrap();
+    socket
+}
+
+fn listener(namespace: &Namespace, port: u16) -> TcpListener {
+    namespace.run(|| TcpListener::bind((SERVER_V4[0], port))).unwrap()
+}
