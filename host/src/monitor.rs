@@ -13,8 +13,9 @@ use crate::route_socket::read;
 
 /// Multicast groups of `linux/rtnetlink.h`.
 const GROUP_LINK: u32 = 1;
-/// Neighbours, addresses and routes of both families.
-const GROUPS_OF_PATHS: [u32; 5] = [3, 5, 7, 9, 11];
+const GROUP_NEIGHBOURS: u32 = 3;
+/// Addresses and routes of both families.
+const GROUPS_OF_ROUTES: [u32; 4] = [5, 7, 9, 11];
 
 /// A socket for news.
 #[derive(Debug)]
@@ -46,10 +47,16 @@ impl Monitor {
     /// Also news of neighbours, addresses and routes, or no longer. On most hosts there are some
     /// every minute, so whoever does not need them should not be woken by them.
     pub fn follow_paths(&self, follow: bool) -> io::Result<()> {
-        GROUPS_OF_PATHS.iter().try_for_each(|&group| match follow {
+        let groups = GROUPS_OF_ROUTES.iter().chain(&[GROUP_NEIGHBOURS]);
+        groups.copied().try_for_each(|group| match follow {
             true => self.socket.add_membership(group),
             false => self.socket.drop_membership(group),
         })
+    }
+
+    /// Also news of addresses and routes, which are seldom; not of neighbours, which are not.
+    pub fn follow_routes(&self) -> io::Result<()> {
+        GROUPS_OF_ROUTES.iter().try_for_each(|&group| self.socket.add_membership(group))
     }
 
     /// Takes all news that wait; what they say of one interface: whether it was up, in order. An

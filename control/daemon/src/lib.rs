@@ -4,3 +4,4 @@
 
 pub mod failure;
 pub mod limits;
+pub mod network;
