@@ -147,7 +147,7 @@ fn the_foreign_parties_are_of_the_pinned_version() {
     let module = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/derp-peer/go.mod");
     let module = fs::read_to_string(module).unwrap();
     let version = module.lines().find_map(|line| line.strip_prefix("require tailscale.com "));
-    for program in ["derper", "derp-peer"] {
+    for program in ["derper", "tailscaled", "tailscale", "derp-peer", "control-server"] {
         let output = Command::new("go").args(["version", "-m"]).arg(lab(program)).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let found = said.lines().any(|line| {

@@ -42,7 +42,15 @@ impl Relay {
         let directory = tempfile::tempdir().unwrap();
         let more = more(directory.path());
         configuration(directory.path(), &more);
-        Self::start_in(directory)
+        Self::start_in(Namespace::new("relay").unwrap(), directory)
+    }
+
+    /// As [`Self::start_with`], in a namespace that is already there.
+    pub fn start_at(namespace: &Namespace, more: impl FnOnce(&Path) -> String) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let more = more(directory.path());
+        configuration(directory.path(), &more);
+        Self::start_in(namespace.clone(), directory)
     }
 
     /// With the usual configuration, changed.
@@ -50,11 +58,10 @@ impl Relay {
         let directory = tempfile::tempdir().unwrap();
         let path = configuration(directory.path(), "");
         fs::write(&path, edit(fs::read_to_string(&path).unwrap())).unwrap();
-        Self::start_in(directory)
+        Self::start_in(Namespace::new("relay").unwrap(), directory)
     }
 
-    fn start_in(directory: tempfile::TempDir) -> Self {
-        let namespace = Namespace::new("relay").unwrap();
+    fn start_in(namespace: Namespace, directory: tempfile::TempDir) -> Self {
         let config = directory.path().join("relay.toml");
         let mut command = namespace.command(PROGRAM);
         command.args(["run", "--log-level", "debug", "--config"]).arg(config);
@@ -101,10 +108,12 @@ pub fn configuration(directory: &Path, more: &str) -> PathBuf {
     let key = directory.join("private.key");
     let text = format!(
         "schema = 1\n[relay]\nprivate_key_file = {key:?}\nworkers = 2\n\
-         [stun]\nlisten = [{STUN:?}]\n[metrics]\nlisten = {METRICS:?}\n{more}\n"
+         [metrics]\nlisten = {METRICS:?}\n{more}\n"
     );
     let http = format!("[http]\nlisten = [{HTTP:?}]\nrelay = true\n");
     let text = if more.contains("[http]") { text } else { text + &http };
+    let stun = format!("[stun]\nlisten = [{STUN:?}]\n");
+    let text = if more.contains("[stun]") { text } else { text + &stun };
     fs::write(&path, text).unwrap();
     path
 }
