@@ -18,6 +18,7 @@ use crate::abi::{
 };
 use crate::error::LoadError;
 use crate::maps::{FlagWords, LineReader, LineWriter, StatsLines};
+use crate::shared_fds::SharedFds;
 use crate::spec::{MapSpec, Specs};
 use crate::sys;
 use crate::tables::{Drops, LocalAddresses, Passed, Sessions, Sockets, Xsks};
@@ -222,16 +223,6 @@ impl Programs {
 pub struct XdpAttachment {
     pub ifindex: u32,
     _link: OwnedFd,
-}
-
-/// Maps that other processes get.
-#[derive(Clone, Copy, Debug)]
-pub struct SharedFds<'a> {
-    pub abi: BorrowedFd<'a>,
-    pub endpoints: BorrowedFd<'a>,
-    pub observed: BorrowedFd<'a>,
-    pub stats: BorrowedFd<'a>,
-    pub drops: BorrowedFd<'a>,
 }
 
 fn load_program<'a, P>(

@@ -189,6 +189,22 @@ impl StatsLines {
     }
 }
 
+/// STATS as another process sees it (control).
+#[derive(Clone, Debug)]
+pub struct StatsReader(StatsLines);
+
+impl StatsReader {
+    pub fn open(fd: BorrowedFd<'_>) -> Result<Self, LoadError> {
+        let mapping = Mapping::new(fd, &Specs::STATS, Access::Read)?;
+        Ok(Self(StatsLines(Arc::new(mapping))))
+    }
+
+    /// As [`StatsLines::read`].
+    pub fn read(&self, worker: u32) -> Option<Stats> {
+        self.0.read(worker)
+    }
+}
+
 /// A counter of [`Stats`] by its place in the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]

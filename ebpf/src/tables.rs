@@ -14,6 +14,7 @@ use crate::abi::{
 };
 use crate::drops::{self, Drop};
 use crate::error::LoadError;
+use crate::spec::Specs;
 use crate::sys;
 
 /// SESSIONS: which receiver indices are live, and who owns them. The place of an index is its low
@@ -176,6 +177,12 @@ pub struct Drops(PerCpu);
 impl Drops {
     pub(crate) fn new(map: OwnedFd) -> Result<Self, LoadError> {
         PerCpu::new("DROPS", map).map(Self)
+    }
+
+    /// The counters of another process's programs, by an fd that it gave.
+    pub fn open(map: OwnedFd) -> Result<Self, LoadError> {
+        Specs::DROPS.check(map.as_fd())?;
+        Self::new(map)
     }
 
     pub fn get(&self, reason: Drop) -> Result<DropCount, LoadError> {
