@@ -20,6 +20,7 @@ pub mod limits;
 pub mod output;
 pub mod path;
 mod peer;
+pub mod reflexive;
 pub mod score;
 pub mod sealed;
 pub mod stun;

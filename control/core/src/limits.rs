@@ -124,3 +124,12 @@ pub const PROBES_IN_ALL: Rate = Rate { burst: 1_000, per_second: 100 };
 pub const SIGNALS_PER_PEER: Rate = Rate { burst: 6, per_second: 1 };
 /// Answers to one peer's pings.
 pub const PONGS_PER_PEER: Rate = Rate { burst: 200, per_second: 50 };
+
+/// Between two rounds of STUN questions: below the 30 s after which many home routers forget a
+/// mapping, with time for the answers.
+pub const STUN_INTERVAL: Duration = Duration::from_secs(22);
+/// A question is sent again after each of these; then the server is silent until the next round.
+pub const STUN_RETRIES: [Duration; 3] =
+    [Duration::from_millis(300), Duration::from_millis(600), Duration::from_millis(1200)];
+/// An answer older than this is none: two rounds were silent.
+pub const STUN_ANSWER_MAX_AGE: Duration = Duration::from_secs(50);
