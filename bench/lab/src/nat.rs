@@ -20,9 +20,11 @@ mod host;
 mod internet;
 mod router;
 mod rules;
+mod wire;
 
 pub use faults::{Direction, Fault};
 pub use host::Host;
 pub use internet::{Internet, SERVER_V4, SERVER_V6};
 pub use router::{Router, RouterOptions};
 pub use rules::{Filtering, Hairpin, Input, Ipv6, Mapping, Nat, Policy};
+pub use wire::{Impairment, Wire};

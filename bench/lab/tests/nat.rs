@@ -6,6 +6,7 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     thread,
     time::{Duration, Instant},
 };
@@ -13,8 +14,8 @@ use std::{
 use millrace_lab::{
     Lab, Namespace,
     nat::{
-        Direction, Fault, Filtering, Hairpin, Host, Input, Internet, Ipv6, Mapping, Nat, Policy,
-        Router, RouterOptions, SERVER_V4, SERVER_V6,
+        Direction, Fault, Filtering, Hairpin, Host, Impairment, Input, Internet, Ipv6, Mapping,
+        Nat, Policy, Router, RouterOptions, SERVER_V4, SERVER_V6,
     },
 };
 
@@ -395,24 +396,64 @@ fn a_second_leg_takes_over() {
 }
 
 #[test]
+fn a_cable_does_what_it_is_told() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let router = internet.router(&lab, "router", RouterOptions::default()).unwrap();
+    let (host, wire) = router.host_on_wire(&lab, "host").unwrap();
+    let servers = Servers::new(&internet);
+    let socket = client(&host.namespace);
+    let outside = servers.outside(&socket).unwrap();
+    let server = &servers.sockets[0][0];
+    let none = Impairment::default();
+    // What comes of 1,000 numbered datagrams to the host.
+    let run = |impairment| {
+        wire.set(none, impairment);
+        for number in 0..1000u32 {
+            let bytes = [&number.to_be_bytes()[..], &[7; 100]].concat();
+            server.send_to(&bytes, outside).unwrap();
+        }
+        let mut numbers = Vec::new();
+        let mut damaged = 0;
+        receive(&socket, |bytes, _| {
+            damaged += u32::from(bytes[4..] != [7; 100]);
+            numbers.push(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+            None::<()>
+        });
+        wire.set(none, none);
+        (numbers, damaged)
+    };
+    let (numbers, damaged) = run(none);
+    assert!(numbers.is_sorted() && numbers.len() == 1000 && damaged == 0, "{}", numbers.len());
+    let (numbers, _) = run(Impairment { loss: 100, ..none });
+    assert!((850..=950).contains(&numbers.len()), "{} of 1000 with 10 % loss", numbers.len());
+    let (numbers, _) = run(Impairment { burst: 5, burst_len: 50, ..none });
+    let longest = numbers.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(longest >= Some(51) && numbers.len() > 400, "{longest:?}, {}", numbers.len());
+    let (mut numbers, _) = run(Impairment { duplicate: 100, ..none });
+    assert!((1050..=1150).contains(&numbers.len()), "{} with 10 % doubled", numbers.len());
+    numbers.dedup();
+    assert_eq!(numbers.len(), 1000);
+    let (numbers, _) = run(Impairment { jitter: Duration::from_millis(5), ..none });
+    assert!(numbers.len() == 1000 && !numbers.is_sorted());
+    let (numbers, damaged) = run(Impairment { damage: 100, ..none });
+    assert!(numbers.len() == 1000 && (50..=150).contains(&damaged), "{damaged} damaged");
+
+    let delay = Duration::from_millis(30);
+    wire.set(Impairment { delay, ..none }, Impairment { delay, ..none });
+    let start = Instant::now();
+    assert!(host.namespace.exec(&format!("ping -c 1 -W 2 {}", SERVER_V4[0])).is_ok());
+    assert!(start.elapsed() >= 2 * delay, "{:?}", start.elapsed());
+}
+
+#[test]
 fn frames_outside_are_single_packets() {
     let lab = Lab::new().unwrap();
     let internet = Internet::new(&lab).unwrap();
     let (router, host, servers) = easy(&lab, &internet);
     let socket = client(&host.namespace);
     router.set_faults(&[Fault::DropLongerThan(600)]).unwrap();
-    let size: libc::c_int = 500;
-    // SAFETY: the descriptor is open, the value is a live c_int of the length given.
-    let set = unsafe {
-        libc::setsockopt(
-            std::os::fd::AsRawFd::as_raw_fd(&socket),
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            (&raw const size).cast(),
-            size_of_val(&size) as libc::socklen_t,
-        )
-    };
-    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 500);
     socket.send_to(&[5; 2500], servers.address(0, 0)).unwrap();
     let mut count = 0;
     let all = receive(&servers.sockets[0][0], |bytes, _| {
@@ -554,7 +595,16 @@ fn client(namespace: &Namespace) -> UdpSocket {
 fn bind(namespace: &Namespace, address: IpAddr) -> UdpSocket {
     let socket = namespace.run(|| UdpSocket::bind((address, 0))).unwrap();
     socket.set_read_timeout(Some(LOST)).unwrap();
+    // The usual room is for 256 datagrams.
+    set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 8 << 20);
     socket
+}
+
+fn set(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
+    let (pointer, len) = ((&raw const value).cast(), size_of_val(&value) as libc::socklen_t);
+    // SAFETY: the descriptor is open, the value is live and of the length given.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, pointer, len) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
 fn listener(namespace: &Namespace, port: u16) -> TcpListener {

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::Router;
+use super::{Router, Wire};
 use crate::{Error, Lab, Namespace, Result, lab::link};
 
 /// One host. Its interfaces are `wan0`, and `wan1` where it has a second leg.
@@ -36,10 +36,33 @@ impl Host {
     /// As [`Self::connect`], with or without an IPv4 address.
     pub(super) fn connect_with(&mut self, router: &Router, v4: bool) -> Result<()> {
         let (number, port) = router.next_port();
-        let leg = self.legs.len();
-        link((&self.namespace, &format!("wan{leg}")), (router.namespace(), &port))?;
+        let interface = format!("wan{}", self.legs.len());
+        link((&self.namespace, &interface), (router.namespace(), &port))?;
         router.namespace().ip([format!("link set {port} master lan")])?;
-        segment_as_a_wire(&self.namespace, &format!("wan{leg}"))?;
+        segment_as_a_wire(&self.namespace, &interface)?;
+        self.add_leg(router, number, v4)
+    }
+
+    /// As [`Self::connect`], by a cable of ours.
+    pub(super) fn connect_by_wire(&mut self, lab: &Lab, router: &Router) -> Result<Wire> {
+        let (number, port) = router.next_port();
+        let interface = format!("wan{}", self.legs.len());
+        let between = lab.namespace("wire")?;
+        link((&self.namespace, &interface), (&between, "host"))?;
+        link((&between, "router"), (router.namespace(), &port))?;
+        router.namespace().ip([format!("link set {port} master lan")])?;
+        for (namespace, interface) in [(&self.namespace, &interface), (router.namespace(), &port)] {
+            segment_as_a_wire(namespace, interface)?;
+            // A socket on the cable gets frames as they are, and so their checksums must be there.
+            namespace.exec(&format!("ethtool -K {interface} tx off"))?;
+        }
+        let wire = Wire::start(between)?;
+        self.add_leg(router, number, true)?;
+        Ok(wire)
+    }
+
+    fn add_leg(&mut self, router: &Router, number: u8, v4: bool) -> Result<()> {
+        let leg = self.legs.len();
         self.legs.push(Leg {
             address_v4: v4.then(|| router.lan_v4(10 + number)),
             address_v6: router.lan_v6(10 + number),

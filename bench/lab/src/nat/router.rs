@@ -8,7 +8,9 @@ use std::{
     },
 };
 
-use super::{Fault, Filtering, Hairpin, Host, Input, Ipv6, Mapping, Nat, Policy, faults, rules};
+use super::{
+    Fault, Filtering, Hairpin, Host, Input, Ipv6, Mapping, Nat, Policy, Wire, faults, rules,
+};
 use crate::{Lab, Namespace, Result, lab::link, site::forward};
 
 /// What a router does.
@@ -150,6 +152,13 @@ impl Router {
         let mut host = Host::new(lab, name)?;
         host.connect_with(self, false)?;
         Ok(host)
+    }
+
+    /// A new host on the LAN at the end of a cable that can be impaired.
+    pub fn host_on_wire(&self, lab: &Lab, name: &str) -> Result<(Host, Wire)> {
+        let mut host = Host::new(lab, name)?;
+        let wire = host.connect_by_wire(lab, self)?;
+        Ok((host, wire))
     }
 
     /// Sends all UDP from outside to `port` on to a host: what people set up by hand.
