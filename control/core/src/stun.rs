@@ -1,7 +1,9 @@
 //! STUN (RFC 8489) as far as finding our own address needs it: binding requests and their answers.
 //!
 //! Our requests have the one form that a stock derper answers: 40 bytes, SOFTWARE first, FINGERPRINT
-//! last. Our server answers every well-formed binding request, also the bare header.
+//! last. Our server answers every well-formed binding request, also the bare header. What RFC 5780
+//! adds is asked for and read, where a server offers it: answers from elsewhere show what a NAT
+//! filters.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -36,6 +38,8 @@ mod message_type {
 /// Attribute types (RFC 8489, section 18.3, and those of RFC 3489 that servers still send).
 mod attribute_type {
     pub(super) const MAPPED_ADDRESS: u16 = 0x0001;
+    /// RFC 5780, section 7.2.
+    pub(super) const CHANGE_REQUEST: u16 = 0x0003;
     pub(super) const SOURCE_ADDRESS: u16 = 0x0004;
     pub(super) const CHANGED_ADDRESS: u16 = 0x0005;
     pub(super) const USERNAME: u16 = 0x0006;
@@ -48,12 +52,32 @@ mod attribute_type {
     pub(super) const PASSWORD_ALGORITHM: u16 = 0x001d;
     pub(super) const USERHASH: u16 = 0x001e;
     pub(super) const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+    /// RFC 5780, section 7.5.
+    pub(super) const RESPONSE_PORT: u16 = 0x0027;
     /// XOR-MAPPED-ADDRESS of drafts before RFC 5389, which some servers still send.
     pub(super) const XOR_MAPPED_ADDRESS_DRAFT: u16 = 0x8020;
     pub(super) const SOFTWARE: u16 = 0x8022;
     pub(super) const FINGERPRINT: u16 = 0x8028;
+    /// RFC 5780, section 7.3.
+    pub(super) const RESPONSE_ORIGIN: u16 = 0x802b;
+    /// RFC 5780, section 7.4.
+    pub(super) const OTHER_ADDRESS: u16 = 0x802c;
     /// Types below this must be understood by who receives them.
     pub(super) const OPTIONAL: u16 = 0x8000;
+}
+
+/// What a request asks for beside our own address (RFC 5780). A server that offers it names its
+/// [`other`](BindingResponse::other) address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ask {
+    /// Nothing: the form that every server answers.
+    Plain,
+    /// To be answered from the server's other port.
+    OtherPort,
+    /// To be answered from the server's other address and other port.
+    OtherAddressAndPort,
+    /// To be answered to this port of our address.
+    ToPort(u16),
 }
 
 /// Where the server saw our request come from.
@@ -62,7 +86,15 @@ pub struct BindingResponse {
     pub transaction: TransactionId,
     /// Canonical (no IPv4-mapped IPv6), neither address nor port zero.
     pub mapped: SocketAddr,
+    /// Where the server says it sent this from; none where it does not say.
+    pub origin: Option<SocketAddr>,
+    /// The address and port that the server can also answer from (RFC 5780). Whoever sends there
+    /// trusts the server: it could name anybody.
+    pub other: Option<SocketAddr>,
 }
+
+/// What the client sends.
+pub type Request = ArrayVec<u8, REQUEST_LEN>;
 
 /// What the server sends back.
 pub type Answer = ArrayVec<u8, ANSWER_LEN_MAX>;
@@ -101,6 +133,37 @@ pub fn binding_request(transaction: TransactionId) -> [u8; REQUEST_LEN] {
     message.into_inner().unwrap_or([0; REQUEST_LEN])
 }
 
+/// A binding request that may ask for more: for [`Ask::Plain`] it is [`binding_request()`].
+pub fn request(ask: Ask, transaction: TransactionId) -> Request {
+    /// Flags of CHANGE-REQUEST.
+    const CHANGE_ADDRESS: u8 = 4;
+    const CHANGE_PORT: u8 = 2;
+    let (kind, value) = match ask {
+        Ask::Plain => return binding_request(transaction).into(),
+        Ask::OtherPort => (attribute_type::CHANGE_REQUEST, [0, 0, 0, CHANGE_PORT]),
+        Ask::OtherAddressAndPort => {
+            (attribute_type::CHANGE_REQUEST, [0, 0, 0, CHANGE_ADDRESS | CHANGE_PORT])
+        }
+        Ask::ToPort(port) => {
+            let [high, low] = port.to_be_bytes();
+            (attribute_type::RESPONSE_PORT, [high, low, 0, 0])
+        }
+    };
+    let mut message = Request::new();
+    let len = HEADER_LEN + 2 * (ATTRIBUTE_HEADER_LEN + 4);
+    push_header(&mut message, message_type::REQUEST, transaction, len);
+    push_attribute(&mut message, kind, &value);
+    let fingerprint = fingerprint(&message).to_be_bytes();
+    push_attribute(&mut message, attribute_type::FINGERPRINT, &fingerprint);
+    message
+}
+
+/// The transaction of a message of ours that came back to us; none of anything else.
+pub fn transaction_of_request(datagram: &[u8]) -> Option<TransactionId> {
+    let message = Message::parse(datagram).ok()?;
+    (message.message_type == message_type::REQUEST).then_some(message.transaction)
+}
+
 /// Reads the answer to a binding request. Whether the transaction is ours and whether the answer
 /// comes from the server that was asked is for the caller to see.
 pub fn parse_response(datagram: &[u8]) -> Result<BindingResponse, StunError> {
@@ -110,7 +173,7 @@ pub fn parse_response(datagram: &[u8]) -> Result<BindingResponse, StunError> {
         message_type::ERROR => return Err(StunError::Refused { code: message.error_code() }),
         seen => return Err(StunError::Type { seen }),
     }
-    let mut mapped = None;
+    let (mut mapped, mut origin, mut other) = (None, None, None);
     for attribute in message.attributes() {
         let Attribute { kind, value } = attribute?;
         match kind {
@@ -119,15 +182,19 @@ pub fn parse_response(datagram: &[u8]) -> Result<BindingResponse, StunError> {
             }
             // Some home routers rewrite it to look like the inside address: the last resort.
             attribute_type::MAPPED_ADDRESS if mapped.is_none() => mapped = Some(address(value)?),
+            // Extras: one that cannot be read is as good as none.
+            attribute_type::RESPONSE_ORIGIN => origin = address(value).ok(),
+            attribute_type::OTHER_ADDRESS => other = address(value).ok(),
             _ if must_be_understood(kind) => return Err(StunError::Unknown { attribute: kind }),
             _ => {}
         }
     }
     let mapped = mapped.ok_or(StunError::Address)?;
-    if mapped.port() == 0 || mapped.ip().is_unspecified() {
+    if !is_usable(&mapped) {
         return Err(StunError::Address);
     }
-    Ok(BindingResponse { transaction: message.transaction, mapped })
+    let [origin, other] = [origin, other].map(|address| address.filter(is_usable));
+    Ok(BindingResponse { transaction: message.transaction, mapped, origin, other })
 }
 
 /// Answers a binding request from `source`: its address, or error 420 where the request has
@@ -253,6 +320,10 @@ fn must_be_understood(kind: u16) -> bool {
             | t::XOR_MAPPED_ADDRESS
     );
     kind < attribute_type::OPTIONAL && !known
+}
+
+fn is_usable(address: &SocketAddr) -> bool {
+    address.port() != 0 && !address.ip().is_unspecified()
 }
 
 /// CRC-32 of everything before the FINGERPRINT attribute (RFC 8489, section 14.7). The header's
@@ -414,10 +485,47 @@ mod tests {
     }
 
     #[test]
+    fn requests_of_rfc_5780_ask_for_an_answer_from_elsewhere_or_to_elsewhere() {
+        // The fingerprints were computed with zlib.
+        let golden = [
+            (Ask::OtherPort, "00 03 00 04 00 00 00 02 80 28 00 04 59 da dc 24"),
+            (Ask::OtherAddressAndPort, "00 03 00 04 00 00 00 06 80 28 00 04 5e b7 18 3d"),
+            (Ask::ToPort(0x1234), "00 27 00 04 12 34 00 00 80 28 00 04 55 54 72 df"),
+        ];
+        for (ask, attributes) in golden {
+            let head = "00 01 00 10 21 12 a4 42 01 02 03 04 05 06 07 08 09 0a 0b 0c ";
+            let golden = bytes(&format!("{head}{attributes}"));
+            assert_eq!(request(ask, TRANSACTION).as_slice(), golden, "{ask:?}");
+            assert_eq!(transaction_of_request(&golden), Some(TRANSACTION));
+        }
+        assert_eq!(request(Ask::Plain, TRANSACTION).as_slice(), binding_request(TRANSACTION));
+        assert_eq!(transaction_of_request(&rfc_response_v4()), None);
+    }
+
+    #[test]
+    fn a_server_with_two_addresses_says_so() {
+        let mapped: &[u8] = &[0, 1, 0, 9, 10, 0, 0, 1];
+        let origin: &[u8] = &[0, 1, 0x0d, 0x96, 192, 0, 2, 1];
+        let other: &[u8] = &[0, 1, 0x0d, 0x97, 192, 0, 2, 2];
+        let read = |other| {
+            let attributes: [(u16, &[u8]); 3] = [(1, mapped), (0x802b, origin), (0x802c, other)];
+            parse_response(&response(&attributes)).unwrap()
+        };
+        assert_eq!(read(other).origin, "192.0.2.1:3478".parse().ok());
+        assert_eq!(read(other).other, "192.0.2.2:3479".parse().ok());
+        // Not a reason to throw the rest away.
+        for bad in [&[][..], &[0, 1, 0, 0, 192, 0, 2, 2], &[0, 1, 0, 9, 0, 0, 0, 0]] {
+            assert_eq!((read(bad).other, read(bad).mapped.port()), (None, 9));
+        }
+    }
+
+    #[test]
     fn answers_of_rfc_5769_are_read() {
         let v4 = BindingResponse {
             transaction: RFC_TRANSACTION,
             mapped: "192.0.2.1:32853".parse().unwrap(),
+            origin: None,
+            other: None,
         };
         assert_eq!(parse_response(&rfc_response_v4()), Ok(v4));
         let mapped = "[2001:db8:1234:5678:11:2233:4455:6677]:32853".parse().unwrap();
@@ -540,6 +648,8 @@ mod tests {
             let expected = BindingResponse {
                 transaction: TransactionId(id),
                 mapped: SocketAddr::new(ip.to_canonical(), port),
+                origin: None,
+                other: None,
             };
             prop_assert_eq!(parse_response(&reply), Ok(expected));
         }
