@@ -13,6 +13,9 @@ use crate::{Daemon, Error, Lab, Namespace, Refusal, Result, refusal};
 /// How long a device may take until its UAPI socket answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
+/// The data plane's program.
+const DATAPLANE: &str = "millrace-dataplane";
+
 /// Where the tools of scripts/setup are, unless MILLRACE_LAB_TOOLS says otherwise.
 const TOOLS: &str = "/opt/millrace-lab/bin";
 
@@ -139,7 +142,7 @@ impl Implementation {
     pub fn program(self) -> Result<PathBuf> {
         let tools = env::var_os("MILLRACE_LAB_TOOLS").map_or(PathBuf::from(TOOLS), PathBuf::from);
         let (path, cure) = match self {
-            Self::Millrace => (millrace_dataplane()?, "cargo build -p millrace-dataplane"),
+            Self::Millrace => return own_program(DATAPLANE),
             Self::WireguardGo => (tools.join("wireguard-go"), "scripts/setup"),
             Self::WireguardGoDebian => (PathBuf::from("/usr/bin/wireguard-go"), "scripts/setup"),
             Self::Boringtun => (tools.join("boringtun-cli"), "scripts/setup"),
@@ -171,6 +174,11 @@ impl Gateway {
     /// The tunnel interface's name.
     pub fn interface(&self) -> &str {
         &self.interface
+    }
+
+    /// The configuration file that millrace runs with.
+    pub fn configuration_file(&self) -> PathBuf {
+        self.directory.join(format!("{}.toml", self.interface))
     }
 
     /// The namespace it runs in.
@@ -361,19 +369,24 @@ fn socket_path(interface: &str) -> PathBuf {
     Path::new("/run/wireguard").join(format!("{interface}.sock"))
 }
 
-/// The program of this build: MILLRACE_DATAPLANE, or beside the running executable.
-fn millrace_dataplane() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("MILLRACE_DATAPLANE") {
-        return Ok(path.into());
+/// A program of this build: beside MILLRACE_DATAPLANE, or beside the running executable.
+pub fn own_program(name: &str) -> Result<PathBuf> {
+    let path = match env::var_os("MILLRACE_DATAPLANE") {
+        Some(path) if name == DATAPLANE => path.into(),
+        Some(path) => Path::new(&path).with_file_name(name),
+        None => {
+            let own = env::current_exe().map_err(Error::system("find the running executable"))?;
+            let beside = own.with_file_name(name);
+            // A test's executable is one directory further down, in target/PROFILE/deps.
+            let above = own.parent().and_then(Path::parent).map(|parent| parent.join(name));
+            if beside.exists() { beside } else { above.unwrap_or(beside) }
+        }
+    };
+    if path.exists() {
+        return Ok(path);
     }
-    let own = env::current_exe().map_err(Error::system("find the running executable"))?;
-    let name = "millrace-dataplane";
-    let beside = own.with_file_name(name);
-    if beside.exists() {
-        return Ok(beside);
-    }
-    // A test's executable is one directory further down, in target/PROFILE/deps.
-    Ok(own.parent().and_then(Path::parent).map_or(beside, |directory| directory.join(name)))
+    let what = format!("{} does not exist; run cargo build -p {name}", path.display());
+    Err(Error::Unexpected(what))
 }
 
 /// One line of `wg show INTERFACE dump`.

@@ -9,6 +9,7 @@
 
 pub mod capture;
 pub mod error;
+pub mod flow;
 pub mod gateway;
 pub mod guest;
 pub mod interrupt;
@@ -18,10 +19,13 @@ pub mod lab;
 pub mod marker;
 pub mod namespace;
 pub mod nat;
+pub mod node;
+pub mod overlay;
 pub mod ping;
 pub mod probe;
 pub mod process;
 pub mod refusal;
+pub mod relay;
 pub mod site;
 pub mod tunnel;
 pub mod wait;
@@ -30,13 +34,16 @@ pub mod xsk_peer;
 
 pub use capture::Capture;
 pub use error::{Error, Result};
+pub use flow::Flow;
 pub use gateway::{Gateway, GatewayOptions, Implementation, Peer};
 pub use guest::{Card, Guest, GuestOptions, Wire};
 pub use lab::Lab;
 pub use marker::Marker;
 pub use namespace::Namespace;
+pub use node::{Node, NodeOptions, Pair, Path};
 pub use process::Daemon;
 pub use refusal::Refusal;
+pub use relay::Relay;
 pub use site::{Side, Site, SiteOptions};
 pub use tunnel::{Tunnel, TunnelOptions};
 pub use wait::wait_for;

@@ -189,7 +189,7 @@ impl<T> Drop for Worker<T> {
 }
 
 /// A socket in `namespace` that wakes up often and lets IPv4 routers fragment.
-fn bind(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
+pub(crate) fn bind(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
     let what = || format!("bind {address} in {}", namespace.name());
     let socket = namespace.run(|| UdpSocket::bind(address)).map_err(Error::system(what()))?;
     socket.set_read_timeout(Some(STOP_POLL)).map_err(Error::system(what()))?;

@@ -1,0 +1,215 @@
+//! A millrace gateway on a host behind a router: data plane and control process.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    Daemon, Error, Flow, Gateway, GatewayOptions, Lab, Marker, Peer, Relay, Result,
+    gateway::own_program, keys::KeyPair, marker::random_bytes, nat::Host, wait_for,
+};
+
+/// The UDP port of a gateway that is told none.
+pub const PORT: u16 = 51820;
+
+/// What may differ between the two gateways.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// The UDP port.
+    pub port: u16,
+    /// More lines for `[discovery]`.
+    pub discovery: String,
+    /// Whether a control process runs from the start.
+    pub control: bool,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self { port: PORT, discovery: "port_mapping = \"off\"\n".into(), control: true }
+    }
+}
+
+/// How packets reach a peer, as `millrace status` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// To this address.
+    Direct(SocketAddr),
+    /// Through a relay.
+    Relay,
+    /// Not yet, or not any more.
+    None,
+}
+
+/// One gateway.
+#[derive(Debug)]
+pub struct Node {
+    /// Where it runs.
+    pub host: Host,
+    /// Its data plane.
+    pub gateway: Gateway,
+    /// Its IPv4 address inside the tunnel.
+    pub tunnel_v4: Ipv4Addr,
+    /// Its IPv6 address inside the tunnel.
+    pub tunnel_v6: Ipv6Addr,
+    control: Option<Daemon>,
+    directory: std::path::PathBuf,
+    starts: u32,
+}
+
+/// Two gateways that know nothing of each other but the public key, and a relay.
+#[derive(Debug)]
+pub struct Pair {
+    /// The gateways.
+    pub nodes: [Node; 2],
+    /// What is sent inside and must not be seen outside.
+    pub marker: Marker,
+}
+
+impl Pair {
+    /// Starts a gateway on each host, `first` before the other.
+    pub fn start(
+        lab: &Lab,
+        relay: &Relay,
+        hosts: [Host; 2],
+        options: [NodeOptions; 2],
+        first: usize,
+    ) -> Result<Self> {
+        let keys = [KeyPair::generate()?, KeyPair::generate()?];
+        let [a, b, c, d, e, f, g] = random_bytes()?;
+        let v4 = |number| Ipv4Addr::new(10, a, b, number);
+        let word = |high, low| u16::from_be_bytes([high, low]);
+        let v6 = |number: u8| {
+            Ipv6Addr::new(word(0xfd, c), word(d, e), word(f, g), 77, 0, 0, 0, number.into())
+        };
+        let [host_a, host_b] = hosts;
+        let start = |i: usize, host: Host| {
+            let (near, far) = (1 + i as u8, 2 - i as u8);
+            let discovery = format!("\n[discovery]\n{}{}", relay.discovery(), options[i].discovery);
+            let gateway = GatewayOptions {
+                private_key: keys[i].private.clone(),
+                listen_port: options[i].port,
+                addresses: vec![format!("{}/24", v4(near)), format!("{}/64", v6(near))],
+                peers: vec![Peer {
+                    public_key: keys[1 - i].public.clone(),
+                    allowed_ips: vec![format!("{}/32", v4(far)), format!("{}/128", v6(far))],
+                    ..Peer::default()
+                }],
+                toml: discovery,
+                ..GatewayOptions::default()
+            };
+            let gateway = Gateway::start(lab, &host.namespace, gateway)?;
+            let mut node = Node {
+                host,
+                gateway,
+                tunnel_v4: v4(near),
+                tunnel_v6: v6(near),
+                control: None,
+                directory: lab.directory().to_owned(),
+                starts: 0,
+            };
+            if options[i].control {
+                node.start_control(relay)?;
+            }
+            Ok::<_, Error>(node)
+        };
+        let nodes = if first == 0 {
+            let a = start(0, host_a)?;
+            [a, start(1, host_b)?]
+        } else {
+            let b = start(1, host_b)?;
+            [start(0, host_a)?, b]
+        };
+        Ok(Self { nodes, marker: Marker::random()? })
+    }
+
+    /// A stream inside the tunnel, from one gateway to the other.
+    pub fn flow(&self, from: usize, interval: Duration) -> Result<Flow> {
+        let [near, far] = [&self.nodes[from], &self.nodes[1 - from]];
+        let to = SocketAddr::new(far.tunnel_v4.into(), 0);
+        let (near, far) = (&near.host.namespace, &far.host.namespace);
+        Flow::start(near, far, to, interval, self.marker)
+    }
+
+    /// The inner addresses, which must not be seen outside.
+    pub fn inner_addresses(&self) -> Vec<IpAddr> {
+        let both = self.nodes.iter();
+        both.flat_map(|node| [node.tunnel_v4.into(), node.tunnel_v6.into()]).collect()
+    }
+
+    /// Waits until both gateways say the same kind of path; how long that took.
+    pub fn wait_for(&self, direct: bool, limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let mut paths = [Path::None, Path::None];
+        let what = if direct { "direct paths" } else { "paths through the relay" };
+        let reached = wait_for(what, limit, || {
+            for (path, node) in paths.iter_mut().zip(&self.nodes) {
+                *path = node.path().unwrap_or(Path::None);
+            }
+            let is = |path: &Path| match path {
+                Path::Direct(_) => direct,
+                Path::Relay => !direct,
+                Path::None => false,
+            };
+            paths.iter().all(is).then(|| start.elapsed())
+        });
+        reached.map_err(|error| Error::Unexpected(format!("{error}; there are {paths:?}")))
+    }
+}
+
+impl Node {
+    /// Starts the control process, again or for the first time.
+    pub fn start_control(&mut self, relay: &Relay) -> Result<()> {
+        self.starts += 1;
+        let name = format!("{}-control-{}", self.gateway.interface(), self.starts);
+        let mut command = self.host.namespace.command(own_program("millrace-control")?);
+        command.arg("--config").arg(self.gateway.configuration_file());
+        relay.name_for(&mut command)?;
+        self.control = Some(Daemon::start(&self.directory, &name, command)?);
+        Ok(())
+    }
+
+    /// Kills the control process with SIGKILL.
+    pub fn kill_control(&mut self) {
+        if let Some(control) = self.control.take() {
+            control.kill();
+        }
+    }
+
+    /// The control process, while it runs.
+    pub fn control(&mut self) -> Option<&mut Daemon> {
+        self.control.as_mut()
+    }
+
+    /// What `millrace status --json` says.
+    pub fn status(&self) -> Result<Value> {
+        let text = self.millrace("status", "--json")?;
+        serde_json::from_str(&text).map_err(|error| {
+            Error::Unexpected(format!("`millrace status` wrote {text:?}: {error}"))
+        })
+    }
+
+    /// Runs `millrace WORD INTERFACE MORE` on this gateway.
+    pub fn millrace(&self, word: &str, more: &str) -> Result<String> {
+        let program = own_program("millrace")?;
+        let line = format!("{} {word} {} {more}", program.display(), self.gateway.interface());
+        self.host.namespace.exec(&line)
+    }
+
+    /// How packets reach the other gateway.
+    pub fn path(&self) -> Result<Path> {
+        let status = self.status()?;
+        let path = &status["peers"][0]["path"];
+        match path["kind"].as_str() {
+            Some("direct") => {
+                let address = path["address"].as_str().and_then(|text| text.parse().ok());
+                let bad = || Error::Unexpected(format!("a direct path without address: {path}"));
+                address.map(Path::Direct).ok_or_else(bad)
+            }
+            Some("relay") => Ok(Path::Relay),
+            _ => Ok(Path::None),
+        }
+    }
+}
