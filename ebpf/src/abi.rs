@@ -143,6 +143,17 @@ impl Endpoint {
         read_address(self.family, &self.local).filter(|address| !address.is_unspecified())
     }
 
+    /// An IPv4-mapped address is written as IPv4.
+    pub fn set_remote(&mut self, remote: SocketAddr) {
+        (self.family, self.address) = write_address(remote.ip());
+        self.port = remote.port();
+    }
+
+    /// Of the same family as the remote address.
+    pub fn set_local(&mut self, local: IpAddr) {
+        self.local = write_address(local).1;
+    }
+
     /// Bytes that stand before every message; empty unless the kind is `PeerRelay`.
     pub fn prefix(&self) -> &[u8] {
         self.prefix.get(..usize::from(self.prefix_length)).unwrap_or(&[])

@@ -2,6 +2,12 @@
 //! table. It holds no private key and sees no plaintext; without it traffic goes on as it goes.
 #![forbid(unsafe_code)]
 
+pub mod clock;
+pub mod endpoint_line;
 pub mod failure;
 pub mod limits;
+pub mod names;
 pub mod network;
+pub mod plane;
+pub mod traffic;
+pub mod udp;
