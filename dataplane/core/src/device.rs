@@ -8,6 +8,7 @@ mod handshake;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -60,7 +61,11 @@ pub struct PeerView<'a> {
     pub peer: &'a Arc<Peer>,
     pub preshared_key: &'a Secret,
     pub keepalive: Option<Duration>,
+    /// As it was set, wherever the peer roamed to since.
+    pub configured: Option<SocketAddr>,
     pub handshake_at_wall: Option<Duration>,
+    /// The same moment as a monotonic time.
+    pub handshake_at: Option<Instant>,
     pub staged: usize,
     pub has_session: bool,
     /// False where its key is a point of low order: the peer is there, as in the kernel, and no
@@ -122,6 +127,15 @@ struct Own {
     /// Whom we shake hands with. Shared with a handshake only while it runs.
     known: Arc<KnownPeers>,
     checker: CookieChecker,
+}
+
+/// Why there is no box key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoBoxKey {
+    #[error("the device has no private key")]
+    NoPrivateKey,
+    #[error("the public key is a point of low order")]
+    LowOrder,
 }
 
 /// Why a peer was not added.
@@ -194,6 +208,13 @@ impl Device {
         self.own.as_ref().map(|own| own.identity.public)
     }
 
+    /// HSalsa20(X25519(private key, `peer`), 0), the precomputed key of NaCl's `crypto_box`. It says
+    /// nothing of the private key, nor of the Diffie-Hellman result, which stays here.
+    pub fn box_key(&self, peer: &PublicKey) -> Result<Secret, NoBoxKey> {
+        let private = self.private_key().ok_or(NoBoxKey::NoPrivateKey)?;
+        private.box_key(peer).ok_or(NoBoxKey::LowOrder)
+    }
+
     /// Adds the peer or changes it; sessions live on.
     pub fn set_peer(
         &mut self,
@@ -212,6 +233,7 @@ impl Device {
         }
         let mut is_found = false;
         if let Some(endpoint) = change.endpoint {
+            peer.configured = Some(endpoint.remote);
             let current = peer.shared.endpoint.load().as_deref().copied();
             // The same remote again must not forget the source that it is reached from.
             if current.map(|current| current.remote) != Some(endpoint.remote) {
@@ -274,7 +296,9 @@ impl Device {
             peer: &known.shared,
             preshared_key: &known.preshared,
             keepalive: known.keepalive,
+            configured: known.configured,
             handshake_at_wall: known.handshake_at_wall,
+            handshake_at: known.handshake_at,
             staged: known.staged.len(),
             has_session: known.shared.tx_session.load().is_some(),
             can_handshake: self.can_handshake(&known.shared.public_key),

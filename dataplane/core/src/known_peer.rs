@@ -13,6 +13,7 @@
 //! The middle three are derived from what workers note in [`crate::peer::Activity`].
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
@@ -25,13 +26,15 @@ use crate::noise::InitiationSent;
 use crate::peer::Peer;
 use crate::secret::Secret;
 use crate::session::TxSession;
-use crate::time::Instant;
+use crate::time::{Clock, Instant};
 use crate::timestamp::Tai64n;
 
 pub(crate) struct KnownPeer {
     pub(crate) shared: Arc<Peer>,
     pub(crate) preshared: Secret,
     pub(crate) keepalive: Option<Duration>,
+    /// Where the configuration says that it is, wherever it roamed to.
+    pub(crate) configured: Option<SocketAddr>,
     /// What leads to it in the device's allowed-ips: found without a walk over those of all peers.
     pub(crate) nets: BTreeSet<IpNet>,
     pub(crate) jar: CookieJar,
@@ -50,6 +53,8 @@ pub(crate) struct KnownPeer {
     pub(crate) staged: VecDeque<Box<[u8]>>,
     /// Wall clock of the newest finished handshake, since the Unix epoch.
     pub(crate) handshake_at_wall: Option<Duration>,
+    /// The same moment as a monotonic time.
+    pub(crate) handshake_at: Option<Instant>,
     /// Where the persistent keepalive counts from before there was any packet.
     pub(crate) keepalive_from: Option<Instant>,
     /// Added to the dead-peer timer; drawn anew with each initiation.
@@ -122,6 +127,7 @@ impl KnownPeer {
             shared,
             preshared: Secret::ZERO,
             keepalive: None,
+            configured: None,
             nets: BTreeSet::new(),
             jar,
             newest_timestamp: None,
@@ -134,6 +140,7 @@ impl KnownPeer {
             zero_at: None,
             staged: VecDeque::new(),
             handshake_at_wall: None,
+            handshake_at: None,
             keepalive_from: None,
             jitter: Duration::ZERO,
             scheduled_at: None,
@@ -203,9 +210,10 @@ impl KnownPeer {
     }
 
     /// The handshake of a session is finished and proven: no more tries.
-    pub(crate) fn handshake_done(&mut self, wall: Duration) {
+    pub(crate) fn handshake_done(&mut self, clock: Clock) {
         self.stop_trying();
-        self.handshake_at_wall = Some(wall);
+        self.handshake_at_wall = Some(clock.wall);
+        self.handshake_at = Some(clock.now);
     }
 
     /// No more tries; workers may ask for new ones.

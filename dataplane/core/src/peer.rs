@@ -1,7 +1,7 @@
 //! What both halves know of a peer. Fields are facts published one by one or records swapped whole.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -38,6 +38,33 @@ pub struct Endpoint {
     pub local: Option<IpAddr>,
     /// Interface that the peer's last packet came in on; 0 = not known.
     pub ifindex: u32,
+}
+
+/// Flow label of a detour's address. No packet and no configuration makes one: who receives leaves
+/// it zero, whatever was on the wire. So only [`Endpoint::detour`] makes a detour.
+const DETOUR_LABEL: u32 = 0xd7_0e2;
+/// 100::/64, where every router throws packets away (RFC 6666): should a detour ever be taken for
+/// an address, nobody gets the packet.
+const DETOUR_PREFIX: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0);
+
+impl Endpoint {
+    /// Not by UDP: handed, still sealed, to whoever carries messages to and from this peer by some
+    /// other way. To everybody but the one who sends, an endpoint as any other.
+    pub fn detour(peer: PeerSlot) -> Self {
+        let ip = Ipv6Addr::from(u128::from(DETOUR_PREFIX) | u128::from(peer.0));
+        let remote = SocketAddrV6::new(ip, 0, DETOUR_LABEL, 0).into();
+        Self { remote, local: None, ifindex: 0 }
+    }
+
+    /// Whose detour it is; none for an address on the network.
+    pub fn detour_slot(&self) -> Option<PeerSlot> {
+        match self.remote {
+            SocketAddr::V6(v6) if v6.flowinfo() == DETOUR_LABEL => {
+                Some(PeerSlot(u128::from(*v6.ip()) as u32))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Decides where packets go, instead of the place that a peer last spoke from.
@@ -134,12 +161,40 @@ impl Peer {
     }
 
     /// Takes `endpoint` over if it differs from the current one; true if it did. Call only for
-    /// packets that verified and passed the replay check, or for valid handshakes.
+    /// packets that verified and passed the replay check, or for valid handshakes. Another peer's
+    /// detour is never taken over: whoever carries for that one must not get this one's packets.
     pub fn roam(&self, endpoint: Endpoint) -> bool {
-        let same = self.endpoint.load().as_deref() == Some(&endpoint);
+        let same = self.endpoint.load().as_deref() == Some(&endpoint)
+            || endpoint.detour_slot().is_some_and(|slot| slot != self.slot);
         if !same {
             self.endpoint.store(Some(Arc::new(endpoint)));
         }
         !same
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_detour_is_a_detour() {
+        let detour = Endpoint::detour(PeerSlot(u32::MAX));
+        assert_eq!(detour.detour_slot(), Some(PeerSlot(u32::MAX)));
+        // The same address as a packet, a configuration file or `wg set` would give it.
+        let text = format!("[{}]:0", detour.remote.ip());
+        let remote: SocketAddr = text.parse().unwrap();
+        assert_eq!(remote.ip(), detour.remote.ip());
+        assert_eq!(Endpoint { remote, ..detour }.detour_slot(), None);
+    }
+
+    #[test]
+    fn a_peer_roams_to_its_own_detour_and_to_no_other() {
+        let peer = Peer::new(PeerSlot(3), PublicKey([1; 32]), None);
+        assert!(!peer.roam(Endpoint::detour(PeerSlot(4))));
+        assert_eq!(peer.destination(), None);
+        assert!(peer.roam(Endpoint::detour(PeerSlot(3))));
+        assert!(!peer.roam(Endpoint::detour(PeerSlot(3))));
+        assert_eq!(peer.destination(), Some(Endpoint::detour(PeerSlot(3))));
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use curve25519_dalek::montgomery::MontgomeryPoint;
 use rand::RngCore;
+use salsa20::cipher::consts::U10;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -59,6 +60,16 @@ impl Secret {
         let shared = Self::new(point.to_bytes());
         (!shared.is_zero()).then_some(shared)
     }
+
+    /// HSalsa20(X25519(this private key, `public`), 0): what NaCl calls the precomputed key of two
+    /// parties. None as for [`Self::diffie_hellman`].
+    pub fn box_key(&self, public: &PublicKey) -> Option<Secret> {
+        let shared = self.diffie_hellman(public)?;
+        let mut key = salsa20::hsalsa::<U10>(shared.expose().into(), &[0; 16].into());
+        let secret = Self::new(key.into());
+        key.as_mut_slice().zeroize();
+        Some(secret)
+    }
 }
 
 impl PartialEq for Secret {
@@ -93,6 +104,36 @@ mod tests {
         assert_eq!(secret.public_key().0, answer);
         assert_eq!(secret.diffie_hellman(&PublicKey(nine)), Some(Secret::new(answer)));
     }
+
+    #[test]
+    fn a_box_key_opens_what_nacl_sealed() {
+        use crypto_box::aead::Aead;
+        use crypto_secretbox::{KeyInit, XSalsa20Poly1305};
+        for seed in 1..20_u8 {
+            let (own, other) = (Secret::new([seed; 32]), Secret::new([seed ^ 0x5a; 32]));
+            let theirs = crypto_box::SecretKey::from(*other.expose());
+            let sealed = crypto_box::SalsaBox::new(&own.public_key().0.into(), &theirs)
+                .encrypt(&[7; 24].into(), &b"introduce"[..])
+                .unwrap();
+            let key = own.box_key(&other.public_key()).unwrap();
+            let opened = XSalsa20Poly1305::new(key.expose().into())
+                .decrypt(&[7; 24].into(), &sealed[..])
+                .unwrap();
+            assert_eq!(opened, b"introduce");
+            assert_eq!(other.box_key(&own.public_key()), Some(key.clone()));
+            assert_ne!(Some(key), own.diffie_hellman(&other.public_key()));
+        }
+        for low_order in [[0; 32], ONE] {
+            assert_eq!(Secret::new([9; 32]).box_key(&PublicKey(low_order)), None);
+        }
+    }
+
+    /// Of order 4; zero is of order 2.
+    const ONE: [u8; 32] = {
+        let mut one = [0; 32];
+        one[0] = 1;
+        one
+    };
 
     #[test]
     fn a_secret_prints_nothing_of_itself() {

@@ -49,11 +49,7 @@ impl Device {
             self.outputs.push_back(Output::Transmit { to: source, bytes, tos: HANDSHAKE_TOS });
             return Err(Drop::HsMac2Needed);
         }
-        if self.limiter.allow(clock.now, source.remote.ip()) {
-            Ok(())
-        } else {
-            Err(Drop::HsRateLimited)
-        }
+        if self.limiter.allow(clock.now, &source) { Ok(()) } else { Err(Drop::HsRateLimited) }
     }
 
     /// We are the responder: a session that waits for its first packet.
@@ -140,7 +136,7 @@ impl Device {
         self.pending.remove(&place);
         let Some(peer) = self.peer_mut(slot) else { return Err(Drop::HsUnexpected) };
         peer.shared.roam(source);
-        peer.handshake_done(clock.wall);
+        peer.handshake_done(clock);
         peer.zero_at = Some(clock.now + ZERO_KEYS_AFTER);
         peer.note_received(clock.now, RESPONSE_LEN);
         let remote_index = message.sender_index.get();

@@ -76,7 +76,7 @@ impl Device {
         let slots = &mut peer.sessions;
         if let Some(next) = slots.next.take_if(|next| next.local_index == local_index) {
             let dropped = slots.rotate(next);
-            peer.handshake_done(clock.wall);
+            peer.handshake_done(clock);
             self.retire(dropped);
             self.use_current(clock, slot);
         } else if slots.previous.as_ref().is_some_and(|s| s.local_index == local_index) {
