@@ -7,7 +7,7 @@
 #include "drops.h"
 
 #define ABI_MAGIC 0x6d696c6c /* "mill" */
-#define ABI_VERSION 5
+#define ABI_VERSION 6
 
 /* Capacities. Those of peers and sessions are set by the loader; what stands here is the default.
  * That of sessions is a power of two. */
@@ -91,8 +91,8 @@ struct endpoint {
 /* OBSERVED[peer slot]. Times are CLOCK_MONOTONIC, 0: never. */
 struct observed {
 	__u32 seq;
-	__u8 family; /* 4, 6, or 0: nothing authenticated yet */
-	__u8 reserved;
+	__u8 family; /* 4, 6, or 0: no address */
+	__u8 kind; /* unset: nothing authenticated yet; direct; detour */
 	__u16 port;
 	__u8 address[16];
 	__u8 local[16];
@@ -103,7 +103,8 @@ struct observed {
 	__u64 handshake_ns;
 	__u64 received_bytes;
 	__u64 sent_bytes;
-	__u64 reserved3[5];
+	__u64 unanswered_ns;
+	__u64 reserved3[4];
 };
 
 /* SESSIONS[receiver index modulo sessions_max]. The data plane never has two live indices in one

@@ -52,6 +52,11 @@
 	X(hs_unexpected, "A handshake response or cookie answers nothing that we sent.") \
 	/* slow thread */ \
 	X(slow_queue_full, "The queue to the slow thread was full.") \
-	X(interface_down, "The interface is down: no handshake is answered, no packet waits.")
+	X(interface_down, "The interface is down: no handshake is answered, no packet waits.") \
+	/* control */ \
+	X(detour_full, "The queue to control for detoured packets was full: control or its relay is too slow.") \
+	X(detour_gone, "A packet was to go by control, which is not connected.") \
+	X(detour_invalid, "Control handed in bytes that are no run of messages of a peer.") \
+	X(control_absent, "STUN, disco or Geneve came while control was not connected.")
 
 #endif

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use crate::drops;
 
 pub const ABI_MAGIC: u32 = 0x6d69_6c6c;
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 pub const PEERS_MAX_DEFAULT: u32 = 1024;
 pub const SESSIONS_MAX_DEFAULT: u32 = 8192;
@@ -169,9 +169,11 @@ impl Endpoint {
 pub struct Observed {
     /// Odd while being written; kept by [`crate::maps`].
     pub seq: u32,
-    /// 4, 6, or 0: nothing authenticated yet.
+    /// 4, 6, or 0: no address.
     pub family: u8,
-    pub reserved: u8,
+    /// How the peer last spoke to us: [`EndpointKind::Unset`] for nothing authenticated yet,
+    /// `Direct`, or `Detour`.
+    pub kind: u8,
     /// Host order.
     pub port: u16,
     pub address: [u8; 16],
@@ -183,7 +185,9 @@ pub struct Observed {
     pub handshake_ns: u64,
     pub received_bytes: u64,
     pub sent_bytes: u64,
-    pub reserved3: [u64; 5],
+    /// First data sent since anything authenticated was received; 0: all is answered.
+    pub unanswered_ns: u64,
+    pub reserved3: [u64; 4],
 }
 
 impl Observed {

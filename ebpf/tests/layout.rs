@@ -104,7 +104,7 @@ fn every_shared_struct_has_the_layout_that_the_object_has() {
             fields!(Observed {
                 seq,
                 family,
-                reserved,
+                kind,
                 port,
                 address,
                 local,
@@ -115,6 +115,7 @@ fn every_shared_struct_has_the_layout_that_the_object_has() {
                 handshake_ns,
                 received_bytes,
                 sent_bytes,
+                unanswered_ns,
                 reserved3,
             }),
         ),

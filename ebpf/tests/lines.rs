@@ -25,7 +25,8 @@ fn line(number: u64) -> Observed {
         handshake_ns: number,
         received_bytes: number,
         sent_bytes: number,
-        reserved3: [number; 5],
+        unanswered_ns: number,
+        reserved3: [number; 4],
         ..Observed::default()
     }
 }

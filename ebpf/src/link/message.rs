@@ -56,6 +56,11 @@ pub enum ToControl {
     Fwmark {
         mark: u32,
     },
+    /// Packets go to or come from a peer that was silent: its line in OBSERVED changes from now on.
+    /// Not said again before it was silent for a while, so who sleeps need not look at silent peers.
+    Active {
+        slot: u32,
+    },
 }
 
 /// What does not change while a data plane runs, and the rest as it is now.
@@ -187,6 +192,7 @@ impl ToControl {
             Self::OwnKey { public_key } => to.u8(135).key(*public_key),
             Self::Mtu { mtu } => to.u8(136).u16(*mtu),
             Self::Fwmark { mark } => to.u8(137).u32(*mark),
+            Self::Active { slot } => to.u8(138).u32(*slot),
         };
         to.finish()
     }
@@ -213,6 +219,7 @@ impl ToControl {
             135 => Self::OwnKey { public_key: from.key()? },
             136 => Self::Mtu { mtu: from.u16()? },
             137 => Self::Fwmark { mark: from.u32()? },
+            138 => Self::Active { slot: from.u32()? },
             value => return Err(MessageError::Kind { value }),
         };
         from.finish(message)
@@ -379,6 +386,7 @@ mod tests {
             prop::option::of(key()).prop_map(|public_key| ToControl::OwnKey { public_key }),
             any::<u16>().prop_map(|mtu| ToControl::Mtu { mtu }),
             any::<u32>().prop_map(|mark| ToControl::Fwmark { mark }),
+            any::<u32>().prop_map(|slot| ToControl::Active { slot }),
         ]
     }
 
