@@ -22,9 +22,10 @@ use crate::candidate::{Candidate, OwnAddresses};
 use crate::disco::{DiscoError, Envelope, Message};
 use crate::introduce::{self, Home, IntroduceError};
 use crate::limits::{FRAME_LEN_MIN, PROBES_IN_ALL};
-use crate::output::{Output, Reason, Refused, Route};
+use crate::output::{Event, Output, Reason, Refused, Route};
 use crate::path::{Pair, UplinkId};
 pub use crate::peer::Uplink;
+pub use crate::peer::report::{PathReport, PathState, Report};
 use crate::peer::{Context, Own, Peer};
 use crate::sealed::{BoxKey, PublicKey, SecretKey};
 use crate::time::Instant;
@@ -93,6 +94,11 @@ pub enum Input<'i> {
     UnansweredData {
         peer: PublicKey,
         since: Instant,
+    },
+    /// Somebody asks how the peer is reached: [`crate::Event::Pinged`] answers with `number`.
+    Ping {
+        peer: PublicKey,
+        number: u32,
     },
     /// The instant of the last [`Output::Timeout`] is here.
     Timeout,
@@ -177,6 +183,13 @@ impl Finder {
                 };
                 self.with_peer(now, random, peer, told);
             }
+            Input::Ping { peer, number } => {
+                let asked =
+                    self.with_peer(now, random, peer, |peer, context| peer.ask(context, number));
+                if asked != Some(true) {
+                    self.outputs.push_back(Output::Event(Event::NotPinged { peer, number }));
+                }
+            }
             Input::Timeout => self.timeout(now, random),
         }
     }
@@ -196,6 +209,11 @@ impl Finder {
     /// Where a peer's packets go.
     pub fn route(&self, peer: PublicKey) -> Option<Route> {
         self.peers.get(&peer).map(|peer| peer.route)
+    }
+
+    /// All that is known of a peer.
+    pub fn report(&self, now: Instant, peer: PublicKey) -> Option<Report> {
+        Some(self.peers.get(&peer)?.report(now, self.own.frame_len))
     }
 
     /// Our disco key: what peers call us by.
@@ -250,15 +268,16 @@ impl Finder {
         if sender != peer {
             return Err(Refused::UnknownDiscoKey);
         }
-        let handled = self.with_peer(now, random, peer, |peer, _| {
+        let handled = self.with_peer(now, random, peer, |peer, context| {
             peer.heard();
             match message {
                 Message::CallMeMaybe { addresses } => {
                     peer.called(now, addresses);
                     Ok(())
                 }
-                // Tailscale pings through relays as well; we know what our relay does otherwise.
-                _ => Err(Refused::DiscoUnknownType),
+                Message::Ping { transaction, .. } => peer.relayed_ping(context, transaction),
+                Message::Pong { transaction, .. } => peer.relayed_pong(context, transaction),
+                Message::Unknown { .. } => Err(Refused::DiscoUnknownType),
             }
         });
         handled.unwrap_or(Err(Refused::RelayUnknownPeer))

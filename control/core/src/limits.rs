@@ -37,6 +37,8 @@ pub const PROOF_AGAIN: Duration = Duration::from_secs(2);
 pub const PATHS_MAX: usize = 2 * CANDIDATES_MAX;
 /// Pings of one peer that may be without an answer; of more the oldest are forgotten.
 pub const PINGS_OUTSTANDING_MAX: usize = 512;
+/// Pings of one peer that somebody asked for and that may be on their way.
+pub const QUESTIONS_MAX: usize = 16;
 /// A ping is lost after this (Tailscale: the same); later answers are not looked at.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Transactions of pings of a peer that are remembered against replay.

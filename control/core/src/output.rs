@@ -1,6 +1,7 @@
 //! What the path finder asks of its driver and tells it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::introduce::Home;
 use crate::path::Pair;
@@ -33,6 +34,10 @@ pub enum Event {
     Introduced { peer: PublicKey, home: Home },
     /// Where the peer sees us; news for the own candidates and for the NAT's classification.
     SeenAt { peer: PublicKey, pair: Pair, address: SocketAddr },
+    /// The answer to [`crate::finder::Input::Ping`], along the route of that moment.
+    Pinged { peer: PublicKey, number: u32, route: Route, round_trip: Duration },
+    /// It could not be sent: the peer has not introduced itself, or too many are on their way.
+    NotPinged { peer: PublicKey, number: u32 },
 }
 
 /// Where tunnel packets go.

@@ -59,6 +59,11 @@ pub struct Path {
     pub quarantined_until: Option<Instant>,
     /// How often it died, lately.
     deaths: u32,
+    /// Pings of ours, and those that were answered.
+    pub sent: u64,
+    pub answered: u64,
+    /// When the peer's own pings last came this way.
+    pub asked_at: Option<Instant>,
 }
 
 impl Path {
@@ -74,6 +79,9 @@ impl Path {
             proof: Proof::Full { tries: 0, sent_at: None },
             quarantined_until: None,
             deaths: 0,
+            sent: 0,
+            answered: 0,
+            asked_at: None,
         }
     }
 
@@ -87,6 +95,7 @@ impl Path {
     /// A ping that was sent then, with a frame of `len` bytes, was answered.
     pub fn ponged(&mut self, now: Instant, sent_at: Instant, len: usize, full_len: usize) {
         self.pong_at = Some(now);
+        self.answered += 1;
         self.unanswered.retain(|at| *at > sent_at);
         if len < FRAME_LENS_SMALLER[FRAME_LENS_SMALLER.len() - 1] {
             if self.rtts.is_full() {

@@ -2,6 +2,8 @@
 
 mod choice;
 mod probe;
+mod question;
+pub(crate) mod report;
 mod search;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,6 +28,7 @@ use crate::sealed::{BoxKey, PublicKey, SecretKey};
 use crate::time::Instant;
 use crate::transaction::TransactionId;
 use probe::Ping;
+use question::Question;
 use search::Search;
 
 /// One of our ways out.
@@ -50,6 +53,14 @@ pub(crate) struct Own {
     pub frame_len: usize,
     /// Nanoseconds since 1970 at [`Instant`] zero.
     pub wall_at_zero: u64,
+}
+
+impl Own {
+    /// Where a ping through a relay came from, as Tailscale writes it: an address that is none, and
+    /// the region.
+    fn relay_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 3, 3, 40], self.home.region))
+    }
 }
 
 /// What one call works with.
@@ -101,6 +112,7 @@ pub(crate) struct Peer {
     heard: bool,
     /// Transactions of the peer's pings, the newest last.
     seen_pings: VecDeque<TransactionId>,
+    questions: Vec<Question>,
 }
 
 impl Peer {
@@ -138,6 +150,7 @@ impl Peer {
             pongs: Budget::new(PONGS_PER_PEER, now),
             heard: false,
             seen_pings: VecDeque::new(),
+            questions: Vec::new(),
         };
         if let Some(pair) = in_use {
             // The data plane has it already: nothing to tell. Pings begin with the introduction.
@@ -249,16 +262,7 @@ impl Peer {
         from: Pair,
         transaction: TransactionId,
     ) -> Result<(), Refused> {
-        if self.seen_pings.contains(&transaction) {
-            return Err(Refused::PingReplayed);
-        }
-        if !self.pongs.take(context.now) {
-            return Err(Refused::PingOverBudget);
-        }
-        if self.seen_pings.len() == PINGS_REMEMBERED {
-            self.seen_pings.pop_front();
-        }
-        self.seen_pings.push_back(transaction);
+        self.fresh_ping(context.now, transaction)?;
         context.own.addresses.check(from.remote).map_err(|_| Refused::NeverProbed)?;
         self.send(context, from, &Message::Pong { transaction, source: from.remote }, false);
         // The NAT on the peer's side is open to us right now: ask back at once.
@@ -275,6 +279,24 @@ impl Peer {
                 self.drain(context);
             }
         }
+        if let Some(path) = self.paths.get_mut(&from) {
+            path.asked_at = Some(context.now);
+        }
+        Ok(())
+    }
+
+    /// Whether a ping is the first of its transaction and within what we answer.
+    fn fresh_ping(&mut self, now: Instant, transaction: TransactionId) -> Result<(), Refused> {
+        if self.seen_pings.contains(&transaction) {
+            return Err(Refused::PingReplayed);
+        }
+        if !self.pongs.take(now) {
+            return Err(Refused::PingOverBudget);
+        }
+        if self.seen_pings.len() == PINGS_REMEMBERED {
+            self.seen_pings.pop_front();
+        }
+        self.seen_pings.push_back(transaction);
         Ok(())
     }
 
@@ -297,6 +319,7 @@ impl Peer {
             context.event(Event::SeenAt { peer, pair: from, address: seen_as });
         }
         path.ponged(context.now, ping.sent_at, ping.len, context.own.frame_len);
+        self.answered(context, transaction);
         self.choose(context);
         Ok(())
     }

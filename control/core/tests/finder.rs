@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use millrace_path::candidate::{Candidate, CandidateKind, OwnAddresses, Prefix};
 use millrace_path::disco::{self, Message};
-use millrace_path::finder::{Config, Finder, Input, Network, Uplink};
+use millrace_path::finder::{Config, Finder, Input, Network, PathState, Uplink};
 use millrace_path::introduce::{self, Home, Introduction};
 use millrace_path::limits::{CANDIDATES_MAX, FRAME_LEN_DEFAULT, PROBES_IN_ALL, PROBES_PER_PEER};
 use millrace_path::path::{Pair, UplinkId};
@@ -221,6 +221,69 @@ fn nothing_dangerous_is_ever_probed_whoever_names_it() {
         assert_eq!(pair.remote, "203.0.113.9:51820".parse().unwrap());
     }
     assert_eq!(desk.refused(), BTreeMap::from([("never_probed", dangerous.len() as u64)]));
+}
+
+#[test]
+fn pings_on_demand_go_where_the_tunnel_goes_and_relayed_ones_are_answered() {
+    let (mut desk, party) = introduced(&["203.0.113.9:51820"]);
+    let peer = party.key();
+    desk.handle(Input::Ping { peer, number: 7 });
+    let own = secret(party.disco_secret);
+    let key = BoxKey::agree(&own, desk.finder.disco_key()).unwrap();
+    let open = |packet: &[u8]| {
+        disco::Envelope::parse(&mut packet.to_vec()).and_then(|envelope| envelope.open(&key).ok())
+    };
+    let asked = desk.relayed.iter().find_map(|(_, packet)| match open(packet)? {
+        Message::Ping { transaction, .. } => Some(transaction),
+        _ => None,
+    });
+    let transaction = asked.expect("a ping through the relay");
+    desk.now = desk.now + Duration::from_millis(30);
+    let pong = Message::Pong { transaction, source: OWN_REFLEXIVE.parse().unwrap() };
+    let pong = party.disco(&desk, &pong);
+    desk.relayed_from(peer, pong.clone());
+    let round_trip = Duration::from_millis(30);
+    let pinged = Event::Pinged { peer, number: 7, route: Route::Relay, round_trip };
+    assert!(desk.events.contains(&pinged), "{:?}", desk.events);
+    // The second answer is none.
+    desk.relayed_from(peer, pong);
+    assert_eq!(desk.refused(), BTreeMap::from([("pong_unmatched", 1)]));
+
+    let before = desk.relayed.len();
+    let ping = party.ping(&desk, 5);
+    desk.relayed_from(peer, ping);
+    let answer = desk.relayed[before..].iter().find_map(|(_, packet)| open(packet));
+    assert!(
+        matches!(answer, Some(Message::Pong { transaction: TransactionId([5, ..]), .. })),
+        "{answer:?}"
+    );
+
+    let stranger = Party::new(9).key();
+    desk.handle(Input::Ping { peer: stranger, number: 8 });
+    assert_eq!(desk.events.last(), Some(&Event::NotPinged { peer: stranger, number: 8 }));
+}
+
+#[test]
+fn the_report_says_what_each_path_is_good_for() {
+    let (mut desk, party) = introduced(&["203.0.113.9:51820", "203.0.113.10:51820"]);
+    desk.wait(Duration::from_secs(1));
+    let ping = party.ping(&desk, 1);
+    desk.datagram_from("203.0.113.11:9", ping);
+    for (pair, pong) in party.pongs(&desk) {
+        if pair.remote == "203.0.113.9:51820".parse().unwrap() {
+            desk.datagram_from("203.0.113.9:51820", pong);
+        }
+    }
+    let report = desk.finder.report(desk.now, party.key()).unwrap();
+    let state = |address: &str| {
+        let remote = address.parse().unwrap();
+        let path = report.paths.iter().find(|path| path.pair.remote == remote).unwrap();
+        assert!(path.sent > 0 && path.answered <= path.sent, "{path:?}");
+        path.state
+    };
+    assert_eq!(state("203.0.113.9:51820"), PathState::Unproven);
+    assert_eq!(state("203.0.113.10:51820"), PathState::NeverAnswered);
+    assert_eq!(state("203.0.113.11:9"), PathState::OneWay);
 }
 
 #[test]

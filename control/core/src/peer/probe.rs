@@ -38,16 +38,24 @@ impl Peer {
             self.paths.values_mut().filter(|path| path.proof_at().is_some_and(|at| at <= now));
         let due = due.map(|path| (path.pair, path.next_proof(now, full_len))).collect::<Vec<_>>();
         for (pair, lens) in due {
-            lens.into_iter().for_each(|len| self.send_ping(context, pair, len));
+            for len in lens {
+                self.send_ping(context, pair, len);
+            }
         }
     }
 
-    pub(super) fn send_ping(&mut self, context: &mut Context<'_>, pair: Pair, len: usize) {
+    /// Its transaction, if it was sent.
+    pub(super) fn send_ping(
+        &mut self,
+        context: &mut Context<'_>,
+        pair: Pair,
+        len: usize,
+    ) -> Option<TransactionId> {
         let transaction = TransactionId(context.random());
         let message = Message::ping_of_len(transaction, context.own.node_key, len);
         let proof = len > disco::PING_LEN;
         if !self.send(context, pair, &message, proof) {
-            return;
+            return None;
         }
         if self.pings.len() == PINGS_OUTSTANDING_MAX {
             self.pings.pop_front();
@@ -61,9 +69,11 @@ impl Peer {
             }
         }
         let path = self.paths.entry(pair).or_insert_with(|| Path::new(pair));
+        path.sent += 1;
         if !proof {
             path.pinged(context.now);
         }
+        Some(transaction)
     }
 
     /// False if the peer has not introduced itself, so that nothing can be sealed.
