@@ -9,5 +9,6 @@ pub mod limits;
 pub mod names;
 pub mod network;
 pub mod plane;
+pub mod relay_client;
 pub mod traffic;
 pub mod udp;

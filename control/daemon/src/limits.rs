@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use millrace_path::derp::PACKET_FRAME_MAX;
+
 /// Ways out that are probed: each multiplies the probes of a search.
 pub const UPLINKS_MAX: usize = 8;
 /// Addresses of one STUN server's name that are asked.
@@ -20,3 +22,68 @@ pub const SOURCES_MAX: usize = 4096;
 pub const TURN_MAX: usize = 64;
 /// Changes of a peer's route that `why` tells.
 pub const HISTORY_LEN: usize = 16;
+
+// The relay client.
+
+/// What is read from a relay at once.
+pub const RELAY_READ_MAX: usize = 128 << 10;
+/// Larger frames of a relay end the connection. The largest that carries a packet fits; infos, which
+/// the protocol allows a mebibyte, have a hundred bytes.
+pub const RELAY_FRAME_MAX: usize = PACKET_FRAME_MAX;
+/// Bytes that are handed to the kernel at once: four TLS records.
+pub const RELAY_WRITE_MAX: usize = 64 << 10;
+/// Data that the kernel keeps unsent: what is there cannot be dropped any more.
+pub const RELAY_UNSENT_MAX: u32 = 128 << 10;
+/// Waiting data for a relay, in bytes and in age: a queue above a long round trip only adds delay.
+pub const RELAY_QUEUE_BYTES_MAX: usize = 1 << 20;
+pub const RELAY_DATA_AGE_MAX: Duration = Duration::from_millis(100);
+/// The same for disco, introductions and handshakes, which wait for a connection that comes up.
+pub const RELAY_URGENT_BYTES_MAX: usize = 64 << 10;
+pub const RELAY_URGENT_AGE_MAX: Duration = Duration::from_secs(2);
+/// A relay whose burst is smaller than the largest frame could never be sent one.
+pub const RELAY_BURST_MIN: u64 = PACKET_FRAME_MAX as u64;
+
+/// From the start of a look-up to its answer; after that the last known addresses are tried.
+pub const RELAY_LOOK_UP_LIMIT: Duration = Duration::from_secs(5);
+/// From the first SYN to a login (tailscale: the same).
+pub const RELAY_CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// From one address to the next while none answers (RFC 8305 section 5).
+pub const RELAY_ATTEMPT_GAP: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried.
+pub const RELAY_ADDRESSES_MAX: usize = 8;
+/// From `NeedBoxKey` to the key: the data plane is a process of this machine.
+pub const RELAY_BOX_KEY_LIMIT: Duration = Duration::from_secs(5);
+/// The head of an HTTP answer, and its lines.
+pub const HTTP_HEAD_MAX: usize = 16 << 10;
+pub const HTTP_HEADERS_MAX: usize = 64;
+
+/// Data that a relay does not acknowledge for so long ends the connection (tailscale: 15 s).
+pub const RELAY_UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(15);
+/// A relay that said nothing for this long is asked whether it lives; it also keeps a NAT's entry.
+pub const RELAY_IDLE_PROBE: Duration = Duration::from_secs(20);
+/// The same while we send.
+pub const RELAY_UNHEARD_PROBE: Duration = Duration::from_secs(2);
+/// How long an answer may take; shorter after the network has changed (tailscale: 3 s).
+pub const RELAY_PROBE_LIMIT: Duration = Duration::from_secs(5);
+pub const RELAY_DOUBT_LIMIT: Duration = Duration::from_secs(2);
+/// A relay that answers so often in a row without handing us our own packet is deaf.
+pub const RELAY_DEAF_PROBES: u32 = 2;
+
+/// Between attempts, doubling with jitter. A failure that only an operator can end (a wrong
+/// certificate) reaches a higher one.
+pub const RELAY_RETRY_MIN: Duration = Duration::from_millis(250);
+pub const RELAY_RETRY_MAX: Duration = Duration::from_secs(10);
+pub const RELAY_RETRY_LASTING_MAX: Duration = Duration::from_secs(60);
+/// A connection that lived so long makes the next failure the first one again.
+pub const RELAY_STABLE_TIME: Duration = Duration::from_secs(10);
+/// While a relay restarts: the longest wait between attempts, and how far we believe its times.
+pub const RELAY_RESTART_RETRY_MAX: Duration = Duration::from_secs(1);
+pub const RELAY_RESTART_WAIT_MAX: Duration = Duration::from_secs(30);
+pub const RELAY_RESTART_TRY_MAX: Duration = Duration::from_secs(120);
+/// Characters of a relay's complaint that are kept.
+pub const RELAY_HEALTH_CHARS_MAX: usize = 300;
+/// Bytes of a file with the proxy's user and password, and of one with certificates.
+pub const CREDENTIALS_FILE_MAX: u64 = 4 << 10;
+pub const CERTIFICATE_FILE_MAX: u64 = 4 << 20;
+/// TCP's own keepalive, for the time when neither side says anything.
+pub const RELAY_KEEPALIVE_INTERVAL_S: u64 = 30;
