@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
-use crate::{Error, Namespace, Result};
+use crate::{Error, Namespace, Result, wait_for};
 
 /// Start of the name of every lab's directory; the owner's pid follows.
 const DIRECTORY_PREFIX: &str = "millrace-lab-";
@@ -66,13 +67,25 @@ impl Drop for Lab {
     }
 }
 
-/// Joins two namespaces with a veth pair, both ends up.
+/// Joins two namespaces with a veth pair, both ends up and in use.
 pub fn link(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     a.0.ip([
         format!("link add {} type veth peer name {} netns {}", a.1, b.1, b.0.path()),
         format!("link set {} up", a.1),
     ])?;
-    b.0.ip([format!("link set {} up", b.1)])
+    b.0.ip([format!("link set {} up", b.1)])?;
+    settle(a.0, a.1)?;
+    settle(b.0, b.1)
+}
+
+/// Waits until the kernel uses an interface: it notices a carrier a moment after the fact, and until
+/// then IPv6 sends nothing and a bridge forwards nothing.
+pub fn settle(namespace: &Namespace, interface: &str) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let line = format!("ip -oneline link show dev {interface}");
+    wait_for(format!("{interface} in {} to be up", namespace.name()), LIMIT, || {
+        namespace.exec(&line).ok().filter(|said| said.contains(" state UP ")).map(drop)
+    })
 }
 
 fn next() -> u32 {

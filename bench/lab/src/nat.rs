@@ -20,11 +20,13 @@ mod host;
 mod internet;
 mod router;
 mod rules;
+mod services;
 mod wire;
 
 pub use faults::{Direction, Fault};
 pub use host::Host;
-pub use internet::{Internet, SERVER_V4, SERVER_V6};
+pub use internet::{Internet, RELAY_NAME, SERVER_V4, SERVER_V6, names_for};
 pub use router::{Router, RouterOptions};
 pub use rules::{Filtering, Hairpin, Input, Ipv6, Mapping, Nat, Policy};
+pub use services::{PROXY_PORT, PortMapping};
 pub use wire::{Impairment, Wire};

@@ -9,7 +9,11 @@ use serde_json::Value;
 
 use crate::{
     Daemon, Error, Flow, Gateway, GatewayOptions, Lab, Marker, Peer, Relay, Result,
-    gateway::own_program, keys::KeyPair, marker::random_bytes, nat::Host, wait_for,
+    gateway::own_program,
+    keys::KeyPair,
+    marker::random_bytes,
+    nat::{Host, names_for},
+    wait_for,
 };
 
 /// The UDP port of a gateway that is told none.
@@ -111,7 +115,7 @@ impl Pair {
                 starts: 0,
             };
             if options[i].control {
-                node.start_control(relay)?;
+                node.start_control(lab)?;
             }
             Ok::<_, Error>(node)
         };
@@ -161,12 +165,12 @@ impl Pair {
 
 impl Node {
     /// Starts the control process, again or for the first time.
-    pub fn start_control(&mut self, relay: &Relay) -> Result<()> {
+    pub fn start_control(&mut self, lab: &Lab) -> Result<()> {
         self.starts += 1;
         let name = format!("{}-control-{}", self.gateway.interface(), self.starts);
         let mut command = self.host.namespace.command(own_program("millrace-control")?);
         command.arg("--config").arg(self.gateway.configuration_file());
-        relay.name_for(&mut command)?;
+        names_for(lab, &mut command)?;
         self.control = Some(Daemon::start(&self.directory, &name, command)?);
         Ok(())
     }

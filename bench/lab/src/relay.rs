@@ -3,21 +3,17 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
 use crate::{
     Daemon, Error, Lab, Result, gateway,
-    nat::{Internet, SERVER_V4, SERVER_V6},
-    overlay,
+    nat::{Internet, RELAY_NAME, SERVER_V4, SERVER_V6},
 };
 
 /// How long a relay may take until it serves.
 const START_LIMIT: Duration = Duration::from_secs(10);
-
-/// The relay's name, which [`Relay::name_for`] makes known to a program.
-const NAME: &str = "relay.lab.example";
 
 /// The port of its STUN service.
 const STUN_PORT: u16 = 3478;
@@ -48,13 +44,8 @@ impl Relay {
         let ca = self.directory.join("chain.pem");
         let [_, second] = SERVER_V4;
         format!(
-            "relay = [\"https://{NAME}\"]\nrelay_ca_file = {ca:?}\nstun = [\"{second}:{STUN_PORT}\"]\n"
+            "relay = [\"https://{RELAY_NAME}\"]\nrelay_ca_file = {ca:?}\nstun = [\"{second}:{STUN_PORT}\"]\n"
         )
-    }
-
-    /// Makes the relay's name known to a program by its own view of /etc/hosts.
-    pub fn name_for(&self, command: &mut std::process::Command) -> Result<()> {
-        overlay::apply(command, &self.directory.join("hosts"), Path::new("/etc/hosts"))
     }
 
     /// Its process, while it runs.
@@ -82,7 +73,7 @@ impl Relay {
     }
 
     fn configure(&self) -> Result<()> {
-        let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])
+        let made = rcgen::generate_simple_self_signed(vec![RELAY_NAME.to_owned()])
             .map_err(|error| Error::Unexpected(format!("no certificate: {error}")))?;
         let path = |name: &str| self.directory.join(name);
         let (chain, key) = (path("chain.pem"), path("key.pem"));
@@ -100,13 +91,10 @@ impl Relay {
             listen(443),
             listen(STUN_PORT)
         );
-        let hosts =
-            format!("127.0.0.1 localhost\n{} {NAME}\n{} {NAME}\n", SERVER_V4[0], SERVER_V6[0]);
         for (path, text) in [
             (&chain, made.cert.pem()),
             (&key, made.signing_key.serialize_pem()),
             (&path("relay.toml"), toml),
-            (&path("hosts"), hosts),
         ] {
             fs::write(path, text).map_err(Error::system(format!("write {}", path.display())))?;
         }

@@ -3,7 +3,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Router, Wire};
-use crate::{Error, Lab, Namespace, Result, lab::link};
+use crate::{
+    Error, Lab, Namespace, Result,
+    lab::{link, settle},
+};
 
 /// One host. Its interfaces are `wan0`, and `wan1` where it has a second leg.
 #[derive(Debug)]
@@ -69,6 +72,7 @@ impl Host {
             next_hop_v4: router.lan_v4(1),
             next_hop_v6: router.lan_v6(1).unwrap_or(Ipv6Addr::UNSPECIFIED),
         });
+        settle(router.namespace(), "lan")?;
         self.address(leg)
     }
 
@@ -106,6 +110,7 @@ impl Host {
     }
 
     fn address(&self, leg: usize) -> Result<()> {
+        settle(&self.namespace, &format!("wan{leg}"))?;
         let Leg { address_v4, address_v6, next_hop_v4, next_hop_v6 } = &self.legs[leg];
         let metric = 100 * (leg + 1);
         let mut lines = Vec::new();

@@ -11,7 +11,11 @@ use std::{
 use super::{
     Fault, Filtering, Hairpin, Host, Input, Ipv6, Mapping, Nat, Policy, Wire, faults, rules,
 };
-use crate::{Lab, Namespace, Result, lab::link, site::forward};
+use crate::{
+    Lab, Namespace, Result,
+    lab::{link, settle},
+    site::forward,
+};
 
 /// What a router does.
 #[derive(Clone, Debug)]
@@ -123,6 +127,11 @@ impl Router {
         &self.namespace
     }
 
+    /// Unique among the routers of an internet.
+    pub(super) fn number(&self) -> u8 {
+        self.number
+    }
+
     /// Its own address outside.
     pub fn wan_v4(&self) -> Ipv4Addr {
         self.wan().address
@@ -213,7 +222,11 @@ impl Router {
     pub fn set_wan(&self, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
         self.namespace.ip([format!("link set wan {state}")])?;
-        if up { self.routes(self.wan()) } else { Ok(()) }
+        if up {
+            settle(&self.namespace, "wan")?;
+            self.routes(self.wan())?;
+        }
+        Ok(())
     }
 
     /// The number and the name of the LAN's next port.
@@ -279,7 +292,7 @@ impl Router {
         self.namespace.exec("conntrack -F").map(drop)
     }
 
-    fn nft(&self, rules: &str) -> Result<()> {
+    pub(super) fn nft(&self, rules: &str) -> Result<()> {
         self.namespace.exec_with_input("nft -f -", rules).map(drop)
     }
 
