@@ -135,3 +135,48 @@ pub const STUN_RETRIES: [Duration; 3] =
     [Duration::from_millis(300), Duration::from_millis(600), Duration::from_millis(1200)];
 /// An answer older than this is none: two rounds were silent.
 pub const STUN_ANSWER_MAX_AGE: Duration = Duration::from_secs(50);
+
+/// Servers of one netcheck; the rest is not asked.
+pub const NETCHECK_SERVERS_MAX: usize = 64;
+/// A netcheck reports after this, whatever is missing (Tailscale: the same).
+pub const NETCHECK_TIME: Duration = Duration::from_secs(5);
+/// A question without an answer for this long, from its first datagram, has none (Tailscale: the
+/// same).
+pub const STUN_TIME: Duration = Duration::from_secs(3);
+/// The same where silence is an answer: of what a NAT lets in.
+pub const FILTERED_TIME: Duration = Duration::from_millis(1200);
+/// Datagrams of one question (Tailscale: the same).
+pub const STUN_TRIES: usize = 3;
+/// Those for the home relay while only the nearest are asked (Tailscale: the same).
+pub const STUN_TRIES_HOME: usize = 4;
+/// Between them, when no round trip is known yet (Tailscale: the same).
+pub const STUN_GAP: Duration = Duration::from_millis(100);
+/// Between them afterwards, and for each further one more (Tailscale: the same).
+pub const STUN_GAP_AGAIN: Duration = Duration::from_millis(200);
+pub const STUN_GAP_STEP: Duration = Duration::from_millis(50);
+/// A relay that did not answer STUN by then is asked by TCP: UDP may be blocked.
+pub const RELAY_BY_TCP_AFTER: Duration = Duration::from_secs(1);
+/// Relays that are asked between full checks (Tailscale: the same).
+pub const NEAREST_RELAYS: usize = 3;
+/// Between full checks (Tailscale: the same).
+pub const FULL_CHECK_INTERVAL: Duration = Duration::from_secs(300);
+/// Datagrams each way between two of our sockets, by their addresses outside, and their pause.
+pub const HAIRPIN_TRIES: usize = 3;
+pub const HAIRPIN_GAP: Duration = Duration::from_millis(200);
+/// Seconds of silence after which a NAT is asked whether it still knows a mapping, all at once on a
+/// socket each. From the shortest known (10) past what RFC 4787 wants at least (120 and 300).
+pub const LIFETIME_STEPS_S: [u16; 15] =
+    [5, 8, 12, 18, 25, 32, 45, 62, 90, 125, 155, 190, 245, 305, 360];
+/// The longest silence that is waited for unless the caller says less.
+pub const LIFETIME_MAX: Duration = Duration::from_secs(360);
+
+/// Reports that count for the choice of the home relay (Tailscale: the same).
+pub const HOME_WINDOW: Duration = Duration::from_secs(300);
+/// A frame of the home relay proves for this long that it lives (Tailscale: the same).
+pub const HOME_FRAME_FRESH: Duration = Duration::from_secs(8);
+/// A relay that is not nearer by this, or takes more than [`HOME_GAIN_MAX_PERCENT`] of the time, is
+/// no reason to move (Tailscale: the same).
+pub const HOME_GAIN_MIN: Duration = Duration::from_millis(10);
+pub const HOME_GAIN_MAX_PERCENT: u32 = 67;
+/// A relay to which the connection failed is no home for this long.
+pub const HOME_AWAY: Duration = Duration::from_secs(60);

@@ -158,10 +158,14 @@ pub fn request(ask: Ask, transaction: TransactionId) -> Request {
     message
 }
 
-/// The transaction of a message of ours that came back to us; none of anything else.
+/// The transaction of a request; none of anything else.
 pub fn transaction_of_request(datagram: &[u8]) -> Option<TransactionId> {
-    let message = Message::parse(datagram).ok()?;
-    (message.message_type == message_type::REQUEST).then_some(message.transaction)
+    transaction_of(datagram, message_type::REQUEST)
+}
+
+/// The transaction of an error; none of anything else.
+pub fn transaction_of_error(datagram: &[u8]) -> Option<TransactionId> {
+    transaction_of(datagram, message_type::ERROR)
 }
 
 /// Reads the answer to a binding request. Whether the transaction is ours and whether the answer
@@ -320,6 +324,11 @@ fn must_be_understood(kind: u16) -> bool {
             | t::XOR_MAPPED_ADDRESS
     );
     kind < attribute_type::OPTIONAL && !known
+}
+
+fn transaction_of(datagram: &[u8], message_type: u16) -> Option<TransactionId> {
+    let message = Message::parse(datagram).ok()?;
+    (message.message_type == message_type).then_some(message.transaction)
 }
 
 fn is_usable(address: &SocketAddr) -> bool {

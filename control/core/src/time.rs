@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct Instant(u64);
 
 impl Instant {
+    pub const ZERO: Self = Self(0);
+
     pub fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
