@@ -152,7 +152,8 @@ impl Carrier {
         if frame.get(12..14) == Some(&[0x08, 0x06]) {
             return vec![(now, frame.to_vec())];
         }
-        if self.burst_left > 0 {
+        // A burst ends with the order for bursts.
+        if self.burst_left > 0 && is.burst > 0 {
             self.burst_left -= 1;
             return Vec::new();
         }
