@@ -5,15 +5,18 @@
 //! request of the client the stream opens with `ServerKey` (relay to client), `ClientInfo` and
 //! `ServerInfo`, whose contents are boxed between the node's and the relay's key; then packets
 //! flow. [`frame`] knows each frame's shape and bounds, [`cut`] takes them out of a stream of bytes
-//! as it arrives without copying, [`login`] opens and seals the two boxes.
+//! as it arrives without copying, [`login`] opens and seals the two boxes, and by the [`mesh_key`]
+//! in one of them relays know each other.
 
 pub mod cut;
 pub mod frame;
 pub mod login;
+pub mod mesh_key;
 
 pub use cut::Cutter;
 pub use frame::{Frame, FrameError, Gone, Kind};
 pub use login::{ClientInfo, LoginError, ServerInfo};
+pub use mesh_key::MeshKey;
 
 /// First bytes of a `ServerKey` frame: "DERP" and a key.
 pub const MAGIC: [u8; 8] = [0x44, 0x45, 0x52, 0x50, 0xf0, 0x9f, 0x94, 0x91];

@@ -43,6 +43,8 @@ pub struct Client {
     /// How often it may take its key over.
     pub take_over: Bucket,
     pub rate: Option<Bucket>,
+    /// It is another relay of the mesh.
+    pub mate: bool,
 }
 
 /// Why a connection ends.
@@ -68,6 +70,12 @@ pub enum End {
     TooLong,
     #[error("the key is not on the list of this relay")]
     NotAdmitted,
+    #[error("a relay whose mesh key is not ours")]
+    MeshKey,
+    #[error("a mate that does not read what it asked to hear")]
+    Behind,
+    #[error("a mate asked to end it")]
+    Closed,
     #[error("no request or login in time")]
     Timeout,
 }

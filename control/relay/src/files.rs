@@ -10,11 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use millrace_config::Exit;
 use millrace_config::key::{PublicKey as ConfigKey, SecretKey as ConfigSecret};
+use millrace_path::derp::MeshKey;
 use millrace_path::sealed::{PublicKey, SecretKey};
 use rcgen::{CertificateParams, DnType, IsCa, KeyPair, PKCS_ED25519, SerialNumber};
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
@@ -47,15 +49,59 @@ fn create_key(path: &Path, mut file: File) -> Result<SecretKey, Failure> {
 
 /// As [`private_key`], but a missing file stays missing: for `config check`.
 pub fn read_key(path: &Path) -> Result<SecretKey, Failure> {
-    let text = Zeroizing::new(read(path)?);
-    let mode = fs::metadata(path).map_or(0, |data| data.permissions().mode());
-    if mode & 0o077 != 0 {
-        let seen = format!("mode {:04o}: others can read the private key", mode & 0o7777);
-        return Err(Failure::of_file(path, seen, "chmod 0600 it"));
-    }
+    let text = read_secret(path)?;
     let secret = ConfigSecret::from_base64(text.trim())
         .map_err(|error| Failure::of_file(path, error, "delete it and a new one is made"))?;
     Ok(SecretKey::from_bytes(*secret.bytes()))
+}
+
+/// Reads the key that all relays of a mesh share, in hex.
+pub fn mesh_key(path: &Path) -> Result<MeshKey, Failure> {
+    let text = read_secret(path)?;
+    let text = text.trim();
+    MeshKey::from_hex(text).ok_or_else(|| {
+        let seen = format!("{} characters that are not 64 hexadecimal digits", text.len());
+        Failure::of_file(path, seen, "write what `openssl rand -hex 32` prints, on every relay")
+    })
+}
+
+/// Reads a file that nobody but its owner may.
+fn read_secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
+    let text = Zeroizing::new(read(path)?);
+    let mode = fs::metadata(path).map_or(0, |data| data.permissions().mode());
+    if mode & 0o077 != 0 {
+        let seen = format!("mode {:04o}: others can read the secret", mode & 0o7777);
+        return Err(Failure::of_file(path, seen, "chmod 0600 it"));
+    }
+    Ok(text)
+}
+
+/// TLS towards other relays: the certificates of a PEM file are trusted, else those of the system.
+pub fn roots(file: Option<&Path>) -> Result<Arc<ClientConfig>, Failure> {
+    const CURE: &str = "install ca-certificates, or name a PEM file in mesh.ca_file";
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = file {
+        let pem = read(path)?;
+        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+            certificate
+                .map_err(|error| error.to_string())
+                .and_then(|certificate| roots.add(certificate).map_err(|e| e.to_string()))
+                .map_err(|error| Failure::of_file(path, error, CURE))?;
+        }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    if roots.is_empty() {
+        return Err(Failure::new(Exit::ConfigInvalid, "no certificates that are trusted", CURE));
+    }
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Failure::new(Exit::Error, format!("TLS: {error}"), "report it"))?;
+    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 /// Reads a list of keys: one a line, base64 or `nodekey:` and hex; `#` begins a comment.
@@ -101,8 +147,7 @@ pub fn tls(chain: &Path, key: &Path, relay: PublicKey) -> Result<Arc<ServerConfi
     certificates.push(meta_certificate(relay).map_err(|error| {
         Failure::new(Exit::Error, format!("making the relay's own certificate: {error}"), CURE)
     })?);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map(|builder| builder.with_no_client_auth())
         .and_then(|builder| builder.with_single_cert(certificates, private))

@@ -12,6 +12,7 @@ pub mod files;
 pub mod http;
 pub mod limits;
 pub mod mail;
+pub mod mesh;
 pub mod metrics;
 pub mod outbox;
 pub mod rate;

@@ -64,6 +64,21 @@ pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `Restarting`: how long clients shall try to come back.
 pub const RESTART_TRY_MS: u32 = 60_000;
+/// Other relays of a mesh, one thread each.
+pub const MATES_MAX: usize = 16;
+/// Clients of one mate that we know; others are not reached through it.
+pub const MATE_CLIENTS_MAX: usize = 1 << 20;
+/// `PeerPresent` and `PeerGone` that wait for a mate: it is ended beyond it, and asks again.
+pub const MATE_BACKLOG_BYTES_MAX: usize = 64 << 20;
+/// A connection to a mate, its TLS and its login.
+pub const MATE_LOGIN_LIMIT: Duration = Duration::from_secs(10);
+/// How often a mate is pinged, and after what silence it is lost.
+pub const MATE_PING_INTERVAL: Duration = Duration::from_secs(5);
+pub const MATE_SILENCE_LIMIT: Duration = Duration::from_secs(15);
+/// Between two tries to reach a mate: the first, and at most.
+pub const MATE_RETRY_FIRST: Duration = Duration::from_millis(500);
+pub const MATE_RETRY_LAST: Duration = Duration::from_secs(10);
+
 /// How often the certificate's files are looked at.
 pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(60);
 /// The certificate that names the relay's key is valid so long to both sides (tailscale: 30 days).

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use millrace_path::sealed::PublicKey;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::limits;
@@ -31,6 +32,10 @@ pub struct Letters {
 pub enum Order {
     /// Its key's packets go to another connection (true), or come back to it.
     Shadow(Place, bool),
+    /// A client with this key came or went: those who watch hear what is true then.
+    Presence(PublicKey),
+    /// It ends: a mate asked for it.
+    Close(Place),
 }
 
 impl Mailbox {

@@ -29,11 +29,15 @@ counts! {
     Accepted: "connections_total", "", "Connections accepted.";
     Closed: "connections_closed_total", "", "Connections ended, by whomever.";
     Logins: "logins_total", "result=\"admitted\"", "Clients that proved their key.";
+    LoginsMates: "logins_total", "result=\"mate\"", "Clients that proved their key.";
     LoginsRefused: "logins_total", "result=\"not_admitted\"", "Clients that proved their key.";
     ErrorHttp: "connection_errors_total", "reason=\"http\"", "Connections that we ended for what they sent.";
     ErrorTls: "connection_errors_total", "reason=\"tls\"", "Connections that we ended for what they sent.";
     ErrorFrame: "connection_errors_total", "reason=\"frame\"", "Connections that we ended for what they sent.";
     ErrorLogin: "connection_errors_total", "reason=\"login\"", "Connections that we ended for what they sent.";
+    ErrorMeshKey: "connection_errors_total", "reason=\"mesh_key\"", "Connections that we ended for what they sent.";
+    ErrorBehind: "connection_errors_total", "reason=\"mate_behind\"", "Connections that we ended for what they sent.";
+    ErrorClosed: "connection_errors_total", "reason=\"mate_asked\"", "Connections that we ended for what they sent.";
     ErrorTimeout: "connection_errors_total", "reason=\"timeout\"", "Connections that we ended for what they sent.";
     ErrorFull: "connection_errors_total", "reason=\"full\"", "Connections that we ended for what they sent.";
     HttpRequests: "http_requests_total", "", "HTTP requests other than upgrades.";
@@ -49,6 +53,10 @@ counts! {
     KeepAlives: "keep_alives_total", "", "KeepAlive frames sent.";
     Pings: "pings_total", "", "Ping frames answered.";
     TakeOvers: "take_overs_total", "", "Times that a key moved between connections that share it.";
+    Forwarded: "mesh_packets_total", "direction=\"sent\"", "Packets to and from clients of other relays of the mesh.";
+    ForwardedHere: "mesh_packets_total", "direction=\"received\"", "Packets to and from clients of other relays of the mesh.";
+    MateConnected: "mesh_connects_total", "result=\"connected\"", "Connections to other relays of the mesh.";
+    MateFailed: "mesh_connects_total", "result=\"failed\"", "Connections to other relays of the mesh.";
     Throttled: "throttled_total", "", "Times that reading from a client paused for its rate limit.";
     StunAnswered: "stun_requests_total", "result=\"answered\"", "STUN datagrams.";
     StunInvalid: "stun_requests_total", "result=\"invalid\"", "STUN datagrams.";
@@ -86,6 +94,12 @@ pub fn page(shared: &Shared) -> String {
     gauge(&mut page, "clients", "Keys that are connected.", "", clients);
     let open = shared.connections.load(Ordering::Relaxed) as u64;
     gauge(&mut page, "connections", "Connections that are open.", "", open);
+    if let Some(mesh) = &shared.mesh {
+        let mates = mesh.connected.load(Ordering::Relaxed) as u64;
+        gauge(&mut page, "mesh_mates", "Other relays that we are connected to.", "", mates);
+        let help = "Keys that are connected to other relays of the mesh.";
+        gauge(&mut page, "mesh_clients", help, "", mesh.len() as u64);
+    }
     let reloads = shared.reload_failed.load(Ordering::Relaxed);
     let (name, help) = ("config_last_reload_successful", "1 unless the last reload failed.");
     gauge(&mut page, name, help, "", u64::from(!reloads));

@@ -54,6 +54,13 @@ impl Outbox {
         self.frames += count;
     }
 
+    /// Appends one frame that goes first and is never dropped. Returns how many bytes of them wait:
+    /// the caller bounds it.
+    pub fn push_urgent(&mut self, frame: &[u8]) -> usize {
+        self.urgent.extend_from_slice(frame);
+        self.urgent.len()
+    }
+
     /// Appends whole frames for a client that does not keep up, urgent ones apart, and drops what
     /// is then too much. Returns how many packets were dropped.
     pub fn push_congested(&mut self, frames: &[u8]) -> usize {
@@ -130,6 +137,11 @@ pub fn boundary(frames: &[u8], at: usize) -> usize {
         end += frame.len();
     }
     end
+}
+
+/// The packets of whole `RecvPacket` frames.
+pub fn packets(frames: &[u8]) -> impl Iterator<Item = &[u8]> {
+    Frames(frames).filter_map(|frame| frame.get(HEADER_LEN + KEY_LEN..))
 }
 
 /// How many whole frames these bytes are.

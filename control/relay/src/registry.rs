@@ -38,6 +38,21 @@ impl Registry {
         shard.get(key).and_then(|places| places.last().copied())
     }
 
+    /// All connections of a key.
+    pub fn places(&self, key: &PublicKey) -> Vec<Place> {
+        let shard = self.shard(key).read().unwrap_or_else(PoisonError::into_inner);
+        shard.get(key).cloned().unwrap_or_default()
+    }
+
+    /// All keys that are connected, each at some moment of the call.
+    pub fn keys(&self) -> Vec<PublicKey> {
+        let read = |shard: &RwLock<HashMap<_, _>>| {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            shard.keys().copied().collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(read).collect()
+    }
+
     /// Gives the key's packets to `place`, new or known. Returns who got them until now.
     pub fn activate(&self, key: PublicKey, place: Place) -> Option<Place> {
         let mut shard = self.shard(&key).write().unwrap_or_else(PoisonError::into_inner);

@@ -13,6 +13,7 @@ use millrace_config::key::PublicKey as ConfigKey;
 use millrace_host::signals::{Asked, Signals};
 use millrace_path::sealed::PublicKey;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustls::ClientConfig;
 use sd_notify::NotifyState;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -20,6 +21,8 @@ use crate::failure::Failure;
 use crate::files;
 use crate::limits;
 use crate::mail::Mailbox;
+use crate::mesh::Mesh;
+use crate::mesh::mate::Mate;
 use crate::metrics::{self, Counters};
 use crate::settings::Settings;
 use crate::shared::{Admission, Desk, Live, Rate, Shared};
@@ -45,6 +48,7 @@ pub fn check(path: &Path) -> Result<Settings, Failure> {
         PublicKey([0; 32])
     };
     live(&settings, public)?;
+    mesh(&settings)?;
     Ok(settings)
 }
 
@@ -55,14 +59,16 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let secret = files::private_key(&settings.private_key_file)?;
     let public = secret.public_key();
     let connections_max = raise_descriptors(&settings);
-    let desk =
-        |_| Ok(Desk { mailbox: Mailbox::new()?, counters: Counters::default(), beat: 0.into() });
-    let desks: std::io::Result<Vec<Desk>> = (0..settings.workers).map(desk).collect();
+    let (mesh, roots) = mesh(&settings)?.unzip();
+    let desks = (0..settings.workers + settings.mates().len()).map(|_| desk());
+    let desks: std::io::Result<Vec<Desk>> = desks.collect();
     let shared = Arc::new(Shared {
         public,
         live: ArcSwap::from_pointee(live(&settings, public)?),
         registry: Default::default(),
         desks: desks.map_err(|error| Failure::from_io("making eventfds", &error))?,
+        workers: settings.workers,
+        mesh,
         stun: settings.stun.iter().map(|_| Counters::default()).collect(),
         connections: AtomicUsize::new(0),
         connections_max,
@@ -72,6 +78,9 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         secret,
     });
     let workers = start(&settings, &shared)?;
+    if let Some(roots) = roots {
+        meet(&settings, &shared, &roots)?;
+    }
     tracing::info!(
         public_key = %ConfigKey(public.0), workers = settings.workers,
         admission = if settings.keys_file.is_some() { "by list" } else { "everybody" },
@@ -81,6 +90,36 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let mut service = Service { path: path.into(), settings, shared, workers, seen: None };
     service.seen = service.files_changed();
     service.watch(&mut signals)
+}
+
+fn desk() -> std::io::Result<Desk> {
+    let mailbox = Mailbox::new()?;
+    let counters = Counters::default();
+    Ok(Desk { mailbox, counters, beat: 0.into(), watchers: 0.into() })
+}
+
+/// What `[mesh]` asks for: the key, and TLS towards the mates.
+fn mesh(settings: &Settings) -> Result<Option<(Mesh, Arc<ClientConfig>)>, Failure> {
+    let Some(mesh) = &settings.mesh else { return Ok(None) };
+    let key = files::mesh_key(&mesh.key_file)?;
+    Ok(Some((Mesh::new(key), files::roots(mesh.ca_file.as_deref())?)))
+}
+
+/// Starts a thread for each mate.
+fn meet(settings: &Settings, shared: &Arc<Shared>, tls: &Arc<ClientConfig>) -> Result<(), Failure> {
+    for (desk, url) in (settings.workers..).zip(settings.mates()) {
+        if !url.tls {
+            tracing::warn!(mate = %url, "the mesh key goes there without TLS: only for labs");
+        }
+        let mate = Mate {
+            url: url.clone(),
+            desk: desk as u16,
+            tls: Arc::clone(tls),
+            shared: Arc::clone(shared),
+        };
+        spawn("mate".to_owned(), move || mate.run())?;
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Settings, Failure> {
@@ -215,7 +254,7 @@ struct Service {
 impl Service {
     /// Waits for signals, and looks at workers and files meanwhile.
     fn watch(&mut self, signals: &mut Signals) -> Result<(), Failure> {
-        let mut beats = vec![(0, Instant::now()); self.shared.desks.len()];
+        let mut beats = vec![(0, Instant::now()); self.shared.workers];
         let mut looked = Instant::now();
         loop {
             let mut fds = [PollFd::new(signals, PollFlags::IN)];
@@ -275,7 +314,7 @@ impl Service {
             Ok((live, settings)) => {
                 if !self.settings.same_after_reload(&settings) {
                     tracing::warn!(
-                        "ports, workers, connections_max and the key wait for a restart"
+                        "ports, workers, connections_max, the key and the mesh wait for a restart"
                     );
                 }
                 self.shared.live.store(Arc::new(live));

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::limits;
+use crate::mesh::url::RelayUrl;
 
 mod reader;
 
@@ -19,6 +20,7 @@ pub struct Settings {
     pub stun: Vec<SocketAddr>,
     /// None: everybody may use the relay.
     pub keys_file: Option<PathBuf>,
+    pub mesh: Option<MeshSettings>,
     /// 0: no limit.
     pub bytes_per_second: u64,
     pub burst_bytes: u64,
@@ -39,6 +41,14 @@ pub struct Http {
     pub listen: Vec<SocketAddr>,
     /// /derp also without TLS: for labs, and behind a proxy that ends TLS.
     pub relay: bool,
+}
+
+/// `[mesh]`:
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshSettings {
+    pub key_file: PathBuf,
+    pub peers: Vec<RelayUrl>,
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Table, key, whether a reload takes it over, default, sentence.
@@ -66,13 +76,23 @@ pub const KEYS: &[(&str, &str, bool, &str, &str)] = &[
     ("http", "relay", false, "false", "serve /derp without TLS too: for labs"),
     ("stun", "listen", false, "none", "UDP addresses with ports, usually [\"[::]:3478\"]"),
     ("admission", "keys_file", true, "everybody", "public keys that may log in, one a line"),
+    ("mesh", "key_file", false, "", "64 hexadecimal digits that all relays of the mesh share"),
+    (
+        "mesh",
+        "peers",
+        false,
+        "none",
+        "the other relays, like [\"https://relay-b.example.net\"]; each must name this one too",
+    ),
+    ("mesh", "ca_file", false, "the system's", "PEM certificates that the others' must lead to"),
     ("rate", "bytes_per_second", true, "no limit", "what one client may send"),
     ("rate", "burst_bytes", true, "two of the largest packets", "what it may send at once"),
     ("metrics", "listen", false, "none", "address of /metrics, /healthz and /readyz"),
 ];
 
 /// The tables of the file.
-pub const TABLES: [&str; 7] = ["relay", "https", "http", "stun", "admission", "rate", "metrics"];
+pub const TABLES: [&str; 8] =
+    ["relay", "https", "http", "stun", "admission", "mesh", "rate", "metrics"];
 
 impl Default for Settings {
     fn default() -> Self {
@@ -85,6 +105,7 @@ impl Default for Settings {
             http: Http::default(),
             stun: Vec::new(),
             keys_file: None,
+            mesh: None,
             bytes_per_second: 0,
             burst_bytes: limits::BURST_MIN,
             metrics: None,
@@ -98,17 +119,24 @@ impl Settings {
         reader::read(text)
     }
 
+    /// The other relays of the mesh.
+    pub fn mates(&self) -> &[RelayUrl] {
+        self.mesh.as_ref().map_or(&[], |mesh| &mesh.peers)
+    }
+
     /// Whether everything that only a restart takes over is the same.
     pub fn same_after_reload(&self, new: &Self) -> bool {
-        let Self { private_key_file, workers, connections_max, http, stun, metrics, .. } = self;
+        let Self { private_key_file, workers, connections_max, http, stun, mesh, metrics, .. } =
+            self;
         let listen = |settings: &Self| settings.https.as_ref().map(|https| https.listen.clone());
-        (private_key_file, workers, connections_max, http, stun, metrics)
+        (private_key_file, workers, connections_max, http, stun, mesh, metrics)
             == (
                 &new.private_key_file,
                 &new.workers,
                 &new.connections_max,
                 &new.http,
                 &new.stun,
+                &new.mesh,
                 &new.metrics,
             )
             && listen(self) == listen(new)

@@ -9,8 +9,9 @@ use millrace_path::sealed::{PublicKey, SecretKey};
 use rustls::ServerConfig;
 
 use crate::mail::Mailbox;
+use crate::mesh::Mesh;
 use crate::metrics::Counters;
-use crate::registry::Registry;
+use crate::registry::{Place, Registry};
 
 /// What a reload replaces.
 #[derive(Debug)]
@@ -44,13 +45,15 @@ pub struct Rate {
     pub burst_bytes: u64,
 }
 
-/// One worker as the others and the main thread see it.
+/// One worker, or the thread of one mate, as the others and the main thread see it.
 #[derive(Debug)]
 pub struct Desk {
     pub mailbox: Mailbox,
     pub counters: Counters,
     /// Grows while the worker takes turns.
     pub beat: AtomicU64,
+    /// Mates on it that watch who comes and goes.
+    pub watchers: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -59,7 +62,10 @@ pub struct Shared {
     pub public: PublicKey,
     pub live: ArcSwap<Live>,
     pub registry: Registry,
+    /// Those of the workers, behind them those of the mates.
     pub desks: Vec<Desk>,
+    pub workers: usize,
+    pub mesh: Option<Mesh>,
     /// One for each STUN socket.
     pub stun: Vec<Counters>,
     pub connections: AtomicUsize,
@@ -76,6 +82,12 @@ impl Shared {
 
     pub fn stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// The mesh and the mate whose client a key is.
+    pub fn far(&self, key: &PublicKey) -> Option<Place> {
+        let desk = self.mesh.as_ref()?.find(key)?;
+        Some(Place { worker: desk, slot: 0, generation: 0 })
     }
 
     /// Makes every worker look at the two flags above.

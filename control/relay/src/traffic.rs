@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use millrace_path::derp::frame::readdress;
+use millrace_path::derp::frame::{deliver_forwarded, readdress};
 use millrace_path::derp::{
     ClientInfo, Cutter, Frame, Gone, HEADER_LEN, KEY_LEN, Kind, LoginError, ServerInfo,
 };
@@ -105,11 +105,16 @@ impl Worker {
         };
         let proof = LoginError::Proof(Kind::ClientInfo);
         let key = BoxKey::agree(&self.shared.secret, from).ok_or(proof)?;
-        ClientInfo::open(&key, &nonce, sealed)?;
-        if !self.live.admission.admits(&from) {
+        let info = ClientInfo::open(&key, &nonce, sealed)?;
+        let mate = match (&self.shared.mesh, &info.mesh_key) {
+            (Some(mesh), Some(mesh_key)) if mesh.key == *mesh_key => true,
+            (Some(_), Some(_)) => return Err(End::MeshKey),
+            _ => false,
+        };
+        if !mate && !self.live.admission.admits(&from) {
             return Err(End::NotAdmitted);
         }
-        self.admit(slot, generation, from, &key, cutter)?;
+        self.admit(slot, generation, from, &key, cutter, mate)?;
         Ok(bytes.len() - rest.len())
     }
 
@@ -120,9 +125,11 @@ impl Worker {
         key: PublicKey,
         box_key: &BoxKey,
         cutter: Cutter,
+        mate: bool,
     ) -> Result<(), End> {
         let mut info = ServerInfo::default();
-        if let Some(rate) = self.live.rate {
+        let rate = self.live.rate.filter(|_| !mate);
+        if let Some(rate) = rate {
             (info.bytes_per_second, info.burst_bytes) = (rate.bytes_per_second, rate.burst_bytes);
         }
         let mut answer = Vec::new();
@@ -136,15 +143,19 @@ impl Worker {
             sent_to: HashSet::new(),
             not_here: Bucket::new(1, limits::NOT_HERE_BURST.into(), now_ms),
             take_over: Bucket::new(1, limits::TAKE_OVER_BURST, now_ms),
-            rate: self.live.rate.map(|r| Bucket::new(r.bytes_per_second, r.burst_bytes, now_ms)),
+            mate,
+            rate: rate.map(|r| Bucket::new(r.bytes_per_second, r.burst_bytes, now_ms)),
         };
         // Known before it is answered: it may tell a friend at once, who then sends to it through
         // another worker. Packets from there wait for the end of this turn, and so for the answer.
-        self.count(Count::Logins, 1);
+        self.count(if mate { Count::LoginsMates } else { Count::Logins }, 1);
         let place = self.place(slot, generation);
-        if let Some(former) = self.shared.registry.activate(key, place) {
-            self.count(Count::TakeOvers, 1);
-            self.outgoing[usize::from(former.worker)].order(Order::Shadow(former, true));
+        if !mate {
+            if let Some(former) = self.shared.registry.activate(key, place) {
+                self.count(Count::TakeOvers, 1);
+                self.outgoing[usize::from(former.worker)].order(Order::Shadow(former, true));
+            }
+            self.announce(key);
         }
         let mut scratch = std::mem::take(&mut self.scratch);
         if let Some(connection) = self.connection(slot, generation) {
@@ -162,7 +173,7 @@ impl Worker {
     fn frames(&mut self, slot: u32, generation: u32, bytes: &mut [u8]) -> Result<usize, End> {
         let Some(connection) = self.connection(slot, generation) else { return Ok(0) };
         let Phase::Client(client) = &mut connection.phase else { return Ok(0) };
-        let (from, mut cutter) = (client.key, client.cutter);
+        let (from, mut cutter, mate) = (client.key, client.cutter, client.mate);
         let mut run = 0..0;
         let mut run_to = None;
         let (mut packets, mut total) = (0, 0);
@@ -178,6 +189,13 @@ impl Worker {
             };
             let start = end - raw.payload.len() - HEADER_LEN;
             at = end;
+            if mate && raw.kind == Kind::ForwardPacket {
+                let (from, to, at) = deliver_forwarded(&mut bytes[start..end]);
+                packets += 1;
+                total += end - start;
+                self.forwarded(slot, generation, from, to, &bytes[start + at..end]);
+                continue;
+            }
             if raw.kind != Kind::SendPacket {
                 if let Err(end) = self.control(slot, generation, raw.kind, raw.payload) {
                     break Err(end);
@@ -220,7 +238,8 @@ impl Worker {
         kind: Kind,
         payload: &[u8],
     ) -> Result<(), End> {
-        match Frame::parse(kind, payload)? {
+        let frame = Frame::parse(kind, payload)?;
+        match frame {
             Frame::Ping(data) => {
                 self.count(Count::Pings, 1);
                 self.tell(slot, generation, &Frame::Pong(data));
@@ -233,10 +252,15 @@ impl Worker {
                 }
             }
             Frame::Pong(_) | Frame::KeepAlive => {}
-            // Also those of a mesh: there is none, so nobody may send them.
+            _ if self.is_mate(slot, generation) => self.mate(slot, generation, &frame)?,
             _ => return Err(End::Unexpected(kind)),
         }
         Ok(())
+    }
+
+    fn is_mate(&mut self, slot: u32, generation: u32) -> bool {
+        let connection = self.connection(slot, generation);
+        connection.is_some_and(|c| matches!(&c.phase, Phase::Client(client) if client.mate))
     }
 
     /// Sends a run of packets to the connection of its destination.
@@ -251,15 +275,9 @@ impl Worker {
         let Some(to) = to.filter(|_| !frames.is_empty()) else { return };
         let place = self.place(slot, generation);
         let now_ms = self.now_ms;
-        let Some(target) = self.shared.registry.find(&to) else {
+        let Some(target) = self.shared.registry.find(&to).or_else(|| self.shared.far(&to)) else {
             self.count(Count::DropNotHere, outbox::count(frames));
-            let Some(connection) = self.connection(slot, generation) else { return };
-            let Phase::Client(client) = &mut connection.phase else { return };
-            if client.not_here.take_one(now_ms) {
-                self.count(Count::PeerGoneSent, 1);
-                let gone = Frame::PeerGone { peer: to, why: Gone::NotHere };
-                self.tell(slot, generation, &gone);
-            }
+            self.not_here(slot, generation, to);
             return;
         };
         if let Some(connection) = self.connection(slot, generation)
@@ -268,7 +286,7 @@ impl Worker {
             if client.sent_to.len() < limits::SENT_TO_MAX && !client.sent_to.contains(&to) {
                 client.sent_to.insert(to);
             }
-            if client.shadow && client.take_over.take_one(now_ms) {
+            if client.shadow && !client.mate && client.take_over.take_one(now_ms) {
                 client.shadow = false;
                 self.count(Count::TakeOvers, 1);
                 self.tell(slot, generation, &Frame::Health(""));
@@ -279,8 +297,21 @@ impl Worker {
         }
         if target.worker == self.index {
             self.deliver(target.slot, target.generation, frames);
-        } else {
+        } else if usize::from(target.worker) < self.shared.workers {
             self.outgoing[usize::from(target.worker)].push(target, frames);
+        } else {
+            self.forward_far(target, from, to, frames);
+        }
+    }
+
+    /// Tells a sender that its peer is not here; not for each packet.
+    pub(crate) fn not_here(&mut self, slot: u32, generation: u32, peer: PublicKey) {
+        let now_ms = self.now_ms;
+        let Some(connection) = self.connection(slot, generation) else { return };
+        let Phase::Client(client) = &mut connection.phase else { return };
+        if client.not_here.take_one(now_ms) {
+            self.count(Count::PeerGoneSent, 1);
+            self.tell(slot, generation, &Frame::PeerGone { peer, why: Gone::NotHere });
         }
     }
 
@@ -363,7 +394,11 @@ impl Worker {
     }
 
     pub(crate) fn obey_one(&mut self, order: Order) {
-        let Order::Shadow(place, shadow) = order;
+        let (place, shadow) = match order {
+            Order::Shadow(place, shadow) => (place, shadow),
+            Order::Presence(key) => return self.tell_watchers(key),
+            Order::Close(place) => return self.close(place),
+        };
         let Some(connection) = self.connection(place.slot, place.generation) else { return };
         let Phase::Client(client) = &mut connection.phase else { return };
         client.shadow = shadow;

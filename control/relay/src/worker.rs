@@ -63,7 +63,9 @@ pub struct Worker {
     doomed: Vec<(u32, u32, End)>,
     /// Until when reading from a connection is paused.
     paused: Vec<(u64, u32, u32)>,
-    /// For every worker; our own stays empty but for orders.
+    /// Mates that watch who comes and goes.
+    pub(crate) watchers: Vec<(u32, u32)>,
+    /// For every worker and every mate; our own stays empty but for orders.
     pub(crate) outgoing: Vec<Letters>,
     drained: bool,
 }
@@ -95,6 +97,7 @@ impl Worker {
             dirty: Vec::new(),
             doomed: Vec::new(),
             paused: Vec::new(),
+            watchers: Vec::new(),
             outgoing,
             drained: false,
             shared,
@@ -339,7 +342,9 @@ impl Worker {
             let (slot, generation) = (slot as u32, *generation);
             let late = self.now_ms >= connection.deadline_ms;
             match &connection.phase {
-                Phase::Client(client) if changed && !self.live.admission.admits(&client.key) => {
+                Phase::Client(client)
+                    if changed && !client.mate && !self.live.admission.admits(&client.key) =>
+                {
                     self.doomed.push((slot, generation, End::NotAdmitted));
                 }
                 Phase::Client(_) if late => {
@@ -457,12 +462,24 @@ impl Worker {
             End::Frame(_) | End::Unexpected(_) | End::TooLong => self.count(Count::ErrorFrame, 1),
             End::Login(_) => self.count(Count::ErrorLogin, 1),
             End::NotAdmitted => self.count(Count::LoginsRefused, 1),
+            End::MeshKey => self.count(Count::ErrorMeshKey, 1),
+            End::Behind => self.count(Count::ErrorBehind, 1),
+            End::Closed => self.count(Count::ErrorClosed, 1),
             End::Timeout => self.count(Count::ErrorTimeout, 1),
         }
         tracing::debug!(peer = %connection.peer, "connection ended: {end}");
         let Phase::Client(client) = connection.phase else { return };
+        if client.mate {
+            self.unwatch(slot, generation);
+            return;
+        }
         match self.shared.registry.remove(&client.key, self.place(slot, generation)) {
-            Removed::Gone => self.farewell(&client),
+            Removed::Gone => {
+                self.announce(client.key);
+                if !self.moved_away(&client) {
+                    self.farewell(&client);
+                }
+            }
             Removed::Inherited(heir) => {
                 self.outgoing[usize::from(heir.worker)].order(Order::Shadow(heir, false));
             }

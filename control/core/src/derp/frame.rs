@@ -280,6 +280,22 @@ pub fn readdress(frame: &mut [u8], from: PublicKey) {
     }
 }
 
+/// Turns a whole `ForwardPacket` frame, at least of its least length, into the `RecvPacket` frame
+/// that its destination gets: that is the end of the same bytes. Returns source, destination and
+/// where the new frame starts.
+pub fn deliver_forwarded(frame: &mut [u8]) -> (PublicKey, PublicKey, usize) {
+    const START: usize = KEY_LEN;
+    debug_assert_eq!(frame.first(), Some(&(Kind::ForwardPacket as u8)));
+    let mut keys = Body(&frame[HEADER_LEN..]);
+    let (from, to) = (keys.key(), keys.key());
+    let length = (frame.len() - START - HEADER_LEN) as u32;
+    let (head, _) = frame[START..].split_at_mut(HEADER_LEN + KEY_LEN);
+    head[0] = Kind::RecvPacket as u8;
+    head[1..HEADER_LEN].copy_from_slice(&length.to_be_bytes());
+    head[HEADER_LEN..].copy_from_slice(&from.0);
+    (from, to, START)
+}
+
 /// Refuses a length outside the bounds of its kind.
 pub(super) fn check(kind: Kind, seen: usize) -> Result<(), FrameError> {
     let bounds = kind.bounds();

@@ -2,12 +2,17 @@
 //! it holds its key. Both are JSON, so that versions can add to them.
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::frame::{FrameError, Kind, check};
+use super::mesh_key::{self, MeshKey};
 use super::{Frame, VERSION};
 use crate::sealed::{BoxKey, NONCE_LEN, PublicKey, TAG_LEN};
 
-/// What a client says. Its mesh key, with which relays know each other, is neither sent nor read.
+/// More than what we write as JSON.
+const JSON_MAX: usize = 256;
+
+/// What a client says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientInfo {
     #[serde(default)]
@@ -18,6 +23,14 @@ pub struct ClientInfo {
     /// It is a monitor, no node.
     #[serde(default, rename = "IsProber", skip_serializing_if = "is_false")]
     pub is_prober: bool,
+    /// It is another relay of the mesh.
+    #[serde(
+        default,
+        rename = "meshKey",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "mesh_key::optional"
+    )]
+    pub mesh_key: Option<MeshKey>,
 }
 
 /// What a relay says. A client keeps below the rate, or its packets are dropped; 0 is no limit.
@@ -44,7 +57,7 @@ pub enum LoginError {
 
 impl Default for ClientInfo {
     fn default() -> Self {
-        Self { version: VERSION, can_ack_pings: true, is_prober: false }
+        Self { version: VERSION, can_ack_pings: true, is_prober: false, mesh_key: None }
     }
 }
 
@@ -80,8 +93,10 @@ impl ServerInfo {
 }
 
 fn seal(info: &impl Serialize, key: &BoxKey, nonce: &[u8; NONCE_LEN]) -> Vec<u8> {
-    let mut buffer = vec![0; TAG_LEN];
-    // Structs of numbers and booleans always print.
+    // Sealed in place. Room for all of it at once: a growing buffer would leave a mesh key behind.
+    let mut buffer = Vec::with_capacity(TAG_LEN + JSON_MAX);
+    buffer.resize(TAG_LEN, 0);
+    // These structs always print.
     serde_json::to_writer(&mut buffer, info).unwrap_or_default();
     key.seal(nonce, &mut buffer);
     buffer
@@ -95,7 +110,8 @@ fn open<T: for<'d> Deserialize<'d>>(
 ) -> Result<T, LoginError> {
     let named = if kind == Kind::ClientInfo { 32 } else { 0 };
     check(kind, named + NONCE_LEN + sealed.len())?;
-    let mut buffer = sealed.to_vec();
+    // It may hold a mesh key.
+    let mut buffer = Zeroizing::new(sealed.to_vec());
     let content = key.open(nonce, &mut buffer).ok_or(LoginError::Proof(kind))?;
     serde_json::from_slice(content).map_err(|_| LoginError::Content(kind))
 }

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
-use super::frame::{INFO_MAX, readdress};
+use super::frame::{INFO_MAX, deliver_forwarded, readdress};
 use super::*;
 use crate::sealed::{BoxKey, PublicKey, SecretKey};
 
@@ -181,7 +181,13 @@ fn a_login_proves_both_keys() {
 fn infos_are_the_json_that_others_write() {
     let json = r#"{"meshKey":"","version":2,"CanAckPings":true,"IsProber":true,"AppName":"x"}"#;
     let info: ClientInfo = serde_json::from_str(json).unwrap();
-    assert_eq!(info, ClientInfo { version: 2, can_ack_pings: true, is_prober: true });
+    assert_eq!(info, ClientInfo { is_prober: true, ..ClientInfo::default() });
+    let digits = "0123456789abcdef".repeat(4);
+    let json = format!(r#"{{"version":2,"CanAckPings":true,"meshKey":"{digits}"}}"#);
+    let mate = ClientInfo { mesh_key: MeshKey::from_hex(&digits), ..ClientInfo::default() };
+    assert_eq!(serde_json::to_string(&mate).unwrap(), json);
+    assert_eq!(serde_json::from_str::<ClientInfo>(&json).unwrap(), mate);
+    assert!(serde_json::from_str::<ClientInfo>(&json.replace("0123", "012")).is_err());
     let text = serde_json::to_string(&ClientInfo::default()).unwrap();
     assert_eq!(text, r#"{"version":2,"CanAckPings":true}"#);
     let info = ServerInfo { version: 2, bytes_per_second: 5, burst_bytes: 6 };
@@ -208,6 +214,14 @@ proptest! {
     #[test]
     fn any_stream_is_cut_alike_at_any_place(at: u8, stream in streams()) {
         crate::fuzz::derp(&[&[at][..], &stream].concat());
+    }
+
+    #[test]
+    fn a_forwarded_packet_is_delivered_in_place(packet in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut bytes = printed(&Frame::ForwardPacket { from: KEY, to: OTHER, packet: &packet });
+        let (from, to, start) = deliver_forwarded(&mut bytes);
+        prop_assert_eq!((from, to), (KEY, OTHER));
+        prop_assert_eq!(&bytes[start..], printed(&Frame::RecvPacket { from: KEY, packet: &packet }));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use millrace_config::problem::{Problem, Problems, nearest, position, quoted};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Https, KEYS, Settings, TABLES};
+use super::{Https, KEYS, MeshSettings, Settings, TABLES};
 use crate::limits;
+use crate::mesh::url::RelayUrl;
 
 struct Reader<'t> {
     text: &'t str,
@@ -69,6 +70,9 @@ impl Reader<'_> {
         if let Some(section) = self.section(top, "admission") {
             settings.keys_file = self.path(section, "keys_file");
         }
+        if let Some(section) = self.section(top, "mesh") {
+            settings.mesh = self.mesh(section);
+        }
         if let Some(section) = self.section(top, "rate") {
             let any = 1..=u64::from(u32::MAX);
             settings.bytes_per_second = self.number(section, "bytes_per_second", any).unwrap_or(0);
@@ -116,6 +120,17 @@ impl Reader<'_> {
         let certificate_file = self.path(section, "certificate_file");
         let key_file = self.path(section, "key_file");
         Some(Https { listen, certificate_file: certificate_file?, key_file: key_file? })
+    }
+
+    fn mesh(&mut self, section: Section<'_>) -> Option<MeshSettings> {
+        if section.table.get("key_file").is_none() {
+            let (at, label) = (section.start, "mesh.key_file".to_owned());
+            self.problem(at, label, "the key is missing", "it, as [mesh] is there", "add it");
+        }
+        let peers = self.urls(section, "peers");
+        let ca_file = self.path(section, "ca_file");
+        let key_file = self.path(section, "key_file");
+        Some(MeshSettings { key_file: key_file?, peers, ca_file })
     }
 
     // Values of one shape. Each reports what it does not like and then stands for "absent".
@@ -187,6 +202,21 @@ impl Reader<'_> {
         let text = |item: &Spanned<DeValue<'_>>| item.get_ref().as_str().map(ToOwned::to_owned);
         let texts: Vec<String> = items.iter().map(|item| text(item).unwrap_or_default()).collect();
         texts.iter().filter_map(|text| self.address(section, key, text)).collect()
+    }
+
+    fn urls(&mut self, section: Section<'_>, key: &str) -> Vec<RelayUrl> {
+        let table = section.table;
+        let Some(value) = table.get(key) else { return Vec::new() };
+        let read = |item: &Spanned<DeValue<'_>>| RelayUrl::parse(item.get_ref().as_str()?);
+        let urls: Option<Vec<RelayUrl>> =
+            value.get_ref().as_array().and_then(|items| items.iter().map(read).collect());
+        let urls = urls.filter(|urls| urls.len() <= limits::MATES_MAX);
+        if urls.is_none() {
+            let expected = format!("at most {} URLs of relays", limits::MATES_MAX);
+            let cure = "write them like [\"https://relay-b.example.net\"]";
+            self.wrong(table, section.name, key, &expected, cure);
+        }
+        urls.unwrap_or_default()
     }
 
     fn address(&mut self, section: Section<'_>, key: &str, text: &str) -> Option<SocketAddr> {
@@ -278,6 +308,9 @@ mod tests {
             listen = ["[::]:3478"]
             [admission]
             keys_file = "/l"
+            [mesh]
+            key_file = "/m"
+            peers = ["https://b.example.net", "https://[2001:db8::1]:444/derp"]
             [rate]
             bytes_per_second = 1000000
             burst_bytes = 200000
@@ -288,6 +321,8 @@ mod tests {
         assert_eq!((settings.workers, settings.connections_max), (3, 20_000));
         assert_eq!(settings.https.as_ref().map(|https| https.listen.len()), Some(2));
         assert_eq!((settings.bytes_per_second, settings.burst_bytes), (1_000_000, 200_000));
+        let mates: Vec<String> = settings.mates().iter().map(ToString::to_string).collect();
+        assert_eq!(mates, ["https://b.example.net:443", "https://[2001:db8::1]:444"]);
         assert_eq!(settings.metrics, "127.0.0.1:9589".parse().ok());
         let live = text.replace("\"/c\"", "\"/other\"").replace("1000000", "5");
         assert!(settings.same_after_reload(&read(&live).unwrap()));
@@ -319,6 +354,8 @@ mod tests {
             ("schema = 1\n[stun]\nlisten = [3]", "an address with a port"),
             ("schema = 1\n[https]\nlisten = []", "https.key_file: the key is missing"),
             ("schema = 1\n[rate]\nburst_bytes = 5", "a number from 131146"),
+            ("schema = 1\n[mesh]\npeers = []", "mesh.key_file: the key is missing"),
+            ("schema = 1\n[mesh]\npeers = [\"b.example.net\"]", "URLs of relays"),
             ("schema = 1\n[metrics]\nlisten = 5", "a string"),
             ("schema = 1\nhttps = 5", "a table [https]"),
             ("schema = 1\n[admission]\nkeys_file = \"x\"", "a path that begins with /"),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_lab::{Daemon, Namespace};
-use millrace_path::derp::{ClientInfo, Cutter, Frame, Kind, ServerInfo};
+use millrace_path::derp::{ClientInfo, Cutter, Frame, Kind, MeshKey, ServerInfo};
 use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -29,6 +29,8 @@ pub struct Relay {
     pub namespace: Namespace,
     pub directory: tempfile::TempDir,
     pub daemon: Daemon,
+    /// Its address; all of its ports are there.
+    host: String,
 }
 
 impl Relay {
@@ -61,13 +63,29 @@ impl Relay {
         Self::start_in(Namespace::new("relay").unwrap(), directory)
     }
 
+    /// Beside another relay: on an address of its own. `more` is as in [`Self::start_with`].
+    pub fn start_beside(
+        namespace: &Namespace,
+        host: &str,
+        more: impl FnOnce(&Path) -> String,
+    ) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let more = more(directory.path());
+        let path = configuration(directory.path(), &more);
+        let text = fs::read_to_string(&path).unwrap();
+        let (first, mesh) = text.split_once("[mesh]").unwrap_or((&text, ""));
+        fs::write(&path, first.replace("127.0.0.1", host) + "[mesh]" + mesh).unwrap();
+        let host = host.to_owned();
+        Self { host, ..Self::start_in(namespace.clone(), directory) }
+    }
+
     fn start_in(namespace: Namespace, directory: tempfile::TempDir) -> Self {
         let config = directory.path().join("relay.toml");
         let mut command = namespace.command(PROGRAM);
         command.args(["run", "--log-level", "debug", "--config"]).arg(config);
         let mut daemon = Daemon::start(directory.path(), "relay", command).unwrap();
         daemon.wait_for_log("the relay is ready", LIMIT).unwrap();
-        Self { namespace, directory, daemon }
+        Self { namespace, directory, daemon, host: "127.0.0.1".to_owned() }
     }
 
     pub fn connect(&self, secret: [u8; 32]) -> Peer {
@@ -76,12 +94,17 @@ impl Relay {
 
     /// A connection that has said nothing yet.
     pub fn plain(&self) -> Stream {
-        Box::new(tcp(&self.namespace, HTTP))
+        Box::new(tcp(&self.namespace, &self.at(HTTP)))
+    }
+
+    /// One of the addresses above, of this relay.
+    pub fn at(&self, address: &str) -> String {
+        address.replace("127.0.0.1", &self.host)
     }
 
     /// The value of one series of the metrics page.
     pub fn metric(&self, series: &str) -> u64 {
-        let page = get(&self.namespace, METRICS, "/metrics");
+        let page = get(&self.namespace, &self.at(METRICS), "/metrics");
         let prefix = format!("millrace_relay_{series} ");
         let line = page.lines().find_map(|line| line.strip_prefix(&prefix));
         line.unwrap_or_else(|| panic!("no {series} in\n{page}")).parse().unwrap()
@@ -206,7 +229,16 @@ impl Peer {
     }
 
     /// HTTP upgrade, the relay's key, our introduction, its answer.
-    pub fn login(mut stream: Stream, secret: [u8; 32]) -> std::io::Result<Self> {
+    pub fn login(stream: Stream, secret: [u8; 32]) -> std::io::Result<Self> {
+        Self::login_as(stream, secret, None)
+    }
+
+    /// As [`Self::login`], perhaps as another relay.
+    pub fn login_as(
+        mut stream: Stream,
+        secret: [u8; 32],
+        mesh_key: Option<MeshKey>,
+    ) -> std::io::Result<Self> {
         let request =
             "GET /derp HTTP/1.1\r\nHost: r\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n";
         stream.write_all(request.as_bytes())?;
@@ -217,10 +249,11 @@ impl Peer {
             head.push(byte[0]);
         }
         assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
-        Self::introduce(stream, SecretKey::from_bytes(secret))
+        let info = ClientInfo { mesh_key, ..ClientInfo::default() };
+        Self::introduce(stream, SecretKey::from_bytes(secret), &info)
     }
 
-    fn introduce(stream: Stream, secret: SecretKey) -> std::io::Result<Self> {
+    fn introduce(stream: Stream, secret: SecretKey, info: &ClientInfo) -> std::io::Result<Self> {
         let mut peer = Self {
             stream,
             key: secret.public_key(),
@@ -233,7 +266,7 @@ impl Peer {
         let Frame::ServerKey(relay) = first.frame() else { panic!("{first:?}") };
         let key = BoxKey::agree(&secret, relay).unwrap();
         let mut out = Vec::new();
-        ClientInfo::default().write(peer.key, &key, rand::random(), &mut out);
+        info.write(peer.key, &key, rand::random(), &mut out);
         peer.stream.write_all(&out)?;
         let second = peer.try_receive()?;
         let Frame::ServerInfo { nonce, sealed } = second.frame() else { panic!("{second:?}") };
