@@ -7,6 +7,7 @@ pub mod endpoint_line;
 pub mod failure;
 pub mod limits;
 pub mod names;
+pub mod netcheck_driver;
 pub mod network;
 pub mod plane;
 pub mod relay_client;
