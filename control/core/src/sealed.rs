@@ -51,7 +51,7 @@ impl fmt::Debug for SecretKey {
 }
 
 /// The key of every box between two parties, the same from both sides.
-#[derive(Zeroize, ZeroizeOnDrop)]
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct BoxKey([u8; 32]);
 
 impl BoxKey {

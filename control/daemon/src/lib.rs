@@ -2,14 +2,21 @@
 //! table. It holds no private key and sees no plaintext; without it traffic goes on as it goes.
 #![forbid(unsafe_code)]
 
+pub mod answers;
+pub mod api;
 pub mod clock;
+pub mod counters;
 pub mod endpoint_line;
 pub mod failure;
+pub mod gateway;
 pub mod limits;
 pub mod names;
 pub mod netcheck_driver;
 pub mod network;
 pub mod plane;
+pub mod privileges;
 pub mod relay_client;
+pub mod relays;
+pub mod service;
 pub mod traffic;
 pub mod udp;

@@ -20,6 +20,12 @@ pub const TRAFFIC_INTERVAL: Duration = Duration::from_secs(1);
 pub const SOURCES_MAX: usize = 4096;
 /// Datagrams, or runs, that one turn takes from one descriptor before the others get theirs.
 pub const TURN_MAX: usize = 64;
+/// Who may be connected to the operators' socket at a time.
+pub const API_CLIENTS_MAX: usize = 32;
+/// Bytes of one question there.
+pub const API_LINE_LEN_MAX: usize = 4096;
+/// A ping that somebody asked for is given up after this.
+pub const PING_ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Changes of a peer's route that `why` tells.
 pub const HISTORY_LEN: usize = 16;
 

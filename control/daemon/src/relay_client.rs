@@ -368,6 +368,11 @@ impl RelayClient {
         liveness.round_trip()
     }
 
+    /// What the relay knows us by.
+    pub fn node_key(&self) -> PublicKey {
+        self.node_key
+    }
+
     pub fn config(&self) -> &RelayConfig {
         &self.config
     }

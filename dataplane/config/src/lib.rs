@@ -9,6 +9,7 @@ pub mod discovery;
 pub mod exit;
 pub mod key;
 pub mod limits;
+pub mod paths;
 pub mod problem;
 pub mod reference;
 pub mod status;

@@ -11,7 +11,7 @@ use super::failure::RelayFailure;
 use super::{files, http};
 
 /// How one relay is reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayConfig {
     pub url: HttpUrl,
     /// The only key that the relay may have.

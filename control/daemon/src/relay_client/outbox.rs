@@ -29,6 +29,13 @@ pub struct Dropped {
     pub too_long: u64,
 }
 
+impl Dropped {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.full + self.late + self.not_connected + self.too_long
+    }
+}
+
 /// The queue of one relay.
 #[derive(Debug, Default)]
 pub struct Outbox {

@@ -1,0 +1,370 @@
+//! What the gateway knows, as documents for operators.
+
+use std::time::Duration;
+
+use millrace_config::paths::{
+    CandidatePair, Counter, Nat, PathChange, PathKind, Paths, PeerPath, Pong, Relay, WhyPeer,
+};
+use millrace_path::Instant;
+use millrace_path::candidate::{Candidate, CandidateKind};
+use millrace_path::finder::{PathReport, PathState, Report};
+use millrace_path::output::{Route, Why};
+use millrace_path::path::UplinkId;
+use millrace_path::sealed::PublicKey;
+
+use crate::gateway::{Gateway, Peer};
+use crate::relays::{self, State};
+
+/// Headers and tag of a WireGuard data message around an inner packet.
+const OVERHEAD: usize = 32;
+
+/// `status`.
+pub fn paths(gateway: &Gateway, now: Instant) -> Paths {
+    let finder = gateway.finder.as_ref();
+    let refused = finder.into_iter().flat_map(|finder| finder.refused());
+    let refused = refused.map(|(name, count)| (name, count, "The path finder refused it."));
+    let counters = gateway.counters.iter().chain(refused);
+    Paths {
+        schema: "millrace.paths/1".to_owned(),
+        interface: gateway.interface.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        problem: problem(gateway),
+        disco_key: finder.map(|finder| base64(finder.disco_key())),
+        home_relay: gateway.relays.home().map(|relay| relay.url.clone()),
+        relays: gateway.relays.list.iter().map(|r| relay(r, now)).collect(),
+        nat: nat(gateway),
+        peers: gateway.peers.values().map(|peer| peer_path(gateway, peer, now)).collect(),
+        counters: counters
+            .map(|(name, count, meaning)| Counter {
+                name: name.to_owned(),
+                count,
+                meaning: meaning.to_owned(),
+            })
+            .collect(),
+    }
+}
+
+/// `why PEER`.
+pub fn why(gateway: &Gateway, peer: &Peer, now: Instant) -> WhyPeer {
+    let report = gateway.finder.as_ref().and_then(|finder| finder.report(now, peer.key));
+    let path = peer_path(gateway, peer, now);
+    let (verdict, advice) = verdict(gateway, peer, &path, report.as_ref());
+    let mut pairs: Vec<CandidatePair> = Vec::new();
+    let mut candidates = Vec::new();
+    if let Some(report) = &report {
+        pairs.extend(report.paths.iter().map(|path| pair(gateway, report, path, now)));
+        candidates.extend(report.candidates.iter().map(candidate_text));
+    }
+    pairs.sort_by_key(|pair| (!pair.in_use, std::cmp::Reverse(pair.answered)));
+    WhyPeer {
+        schema: "millrace.why/1".to_owned(),
+        peer: path,
+        verdict,
+        advice,
+        nat: nat(gateway),
+        peer_relay: peer.home.as_ref().map(|home| home.url.clone()),
+        peer_candidates: candidates,
+        pairs,
+    }
+}
+
+/// `ping PEER`; no answer: none came in time.
+pub fn pong(gateway: &Gateway, peer: PublicKey, answer: Option<(Route, Duration)>) -> Pong {
+    let peer = gateway.peers.get(&peer);
+    let route = answer.map(|(route, _)| route).or(peer.map(|peer| peer.route));
+    let route = route.unwrap_or(Route::Unset);
+    Pong {
+        schema: "millrace.pong/1".to_owned(),
+        path: if answer.is_some() { kind(route) } else { PathKind::None },
+        address: address(route),
+        relay: peer.filter(|_| route == Route::Relay).and_then(|peer| relay_of(gateway, peer)),
+        rtt_seconds: answer.map(|(_, round_trip)| round_trip.as_secs_f64()),
+    }
+}
+
+fn problem(gateway: &Gateway) -> Option<String> {
+    if let Some(problem) = &gateway.plane_problem {
+        return Some(format!("no data plane: {problem}"));
+    }
+    if gateway.finder.is_none() {
+        return Some("the interface has no private key".to_owned());
+    }
+    if gateway.discovery.relay.is_empty() {
+        return Some("no relay is configured, so peers cannot find each other".to_owned());
+    }
+    if !gateway.relays.list.iter().any(relays::Relay::is_up) {
+        return Some("no relay is up".to_owned());
+    }
+    None
+}
+
+fn relay(relay: &relays::Relay, now: Instant) -> Relay {
+    let (state, since) = match &relay.state {
+        State::Connecting { stage } => (stage.clone(), None),
+        State::Up { since, up } => {
+            let way = if up.proxied { " through a proxy" } else { "" };
+            let tls = up.tls.as_deref().unwrap_or("without TLS");
+            (format!("up at {}{way}, {tls}", up.address), Some(*since))
+        }
+        State::Down { why, retry_at } => {
+            let left = retry_at.since(now).as_secs_f64();
+            (format!("{why}; tried again in {left:.1} s"), None)
+        }
+    };
+    let (counts, dropped) = (relay.client.counts(), relay.client.dropped());
+    Relay {
+        url: relay.url.clone(),
+        up: relay.is_up(),
+        state,
+        since_seconds: since.map(|since| seconds(now, since)),
+        rtt_seconds: relay.client.round_trip().map(|rtt| rtt.as_secs_f64()),
+        health: relay.health.clone(),
+        sent_bytes: counts.sent_bytes,
+        received_bytes: counts.received_bytes,
+        dropped_packets: dropped.total(),
+    }
+}
+
+fn nat(gateway: &Gateway) -> Nat {
+    let port = gateway.welcome.as_ref().map_or(0, |welcome| welcome.listen_port);
+    Nat {
+        seen: gateway.seen.addresses.iter().map(|address| address.to_string()).collect(),
+        mapping_varies: gateway.seen.varies,
+        port_mapping: None,
+        candidates: gateway.candidates(port).iter().map(candidate_text).collect(),
+    }
+}
+
+fn peer_path(gateway: &Gateway, peer: &Peer, now: Instant) -> PeerPath {
+    let report = gateway.finder.as_ref().and_then(|finder| finder.report(now, peer.key));
+    let used = report.as_ref().and_then(|report| {
+        let Route::Direct { pair, .. } = report.route else { return None };
+        report.paths.iter().find(|path| path.pair == pair)
+    });
+    let relay = (peer.route == Route::Relay).then(|| relay_of(gateway, peer)).flatten();
+    let path = match kind(peer.route) {
+        PathKind::Relay if relay.is_none() => PathKind::None,
+        kind => kind,
+    };
+    let relay_rtt = relay.as_ref().and_then(|url| {
+        let at = gateway.relays.position(url)?;
+        gateway.relays.list[at].client.round_trip()
+    });
+    let handshake_ns = peer.traffic.line().handshake_ns;
+    let change = |change: &crate::gateway::Change| PathChange {
+        age_seconds: seconds(now, change.at),
+        path: route_text(change.route),
+        reason: why_text(change.why).to_owned(),
+    };
+    PeerPath {
+        public_key: base64(peer.key),
+        path,
+        address: address(peer.route),
+        relay,
+        since_seconds: seconds(now, peer.since),
+        reason: peer.history.back().map_or("", |change| why_text(change.why)).to_owned(),
+        introduced: report.as_ref().is_some_and(|report| report.disco_key.is_some()),
+        idle: report.as_ref().is_none_or(|report| !report.active),
+        rtt_seconds: used
+            .and_then(|path| path.round_trip)
+            .or(relay_rtt.filter(|_| used.is_none()))
+            .map(|rtt| rtt.as_secs_f64()),
+        loss_ratio: used
+            .filter(|path| path.sent > 0)
+            .map(|path| 1.0 - path.answered.min(path.sent) as f64 / path.sent as f64),
+        mtu: match peer.route {
+            Route::Direct { frame_len, .. } => Some(frame_len.saturating_sub(OVERHEAD)),
+            _ => None,
+        },
+        handshake_age_seconds: (handshake_ns > 0)
+            .then(|| seconds(now, Instant::from_nanos(handshake_ns))),
+        relayed_sent_bytes: peer.relayed_sent_bytes,
+        relayed_received_bytes: peer.relayed_received_bytes,
+        history: peer.history.iter().map(change).collect(),
+    }
+}
+
+fn pair(gateway: &Gateway, report: &Report, path: &PathReport, now: Instant) -> CandidatePair {
+    let remote = path.pair.remote;
+    let kind = report.candidates.iter().find(|candidate| candidate.address == remote);
+    let in_use = matches!(report.route, Route::Direct { pair, .. } if pair == path.pair);
+    let (state, meaning) = state_text(path.state);
+    CandidatePair {
+        from: uplink_name(gateway, path.pair.uplink),
+        to: remote.to_string(),
+        kind: kind.map_or("no longer named", |candidate| kind_text(candidate.kind)).to_owned(),
+        in_use,
+        state: state.to_owned(),
+        meaning: meaning.to_owned(),
+        sent: path.sent,
+        answered: path.answered,
+        asked_age_seconds: path.asked_at.map(|at| seconds(now, at)),
+        rtt_seconds: path.round_trip.map(|rtt| rtt.as_secs_f64()),
+    }
+}
+
+/// What is so, and the one change that would help.
+fn verdict(
+    gateway: &Gateway,
+    peer: &Peer,
+    path: &PeerPath,
+    report: Option<&Report>,
+) -> (String, String) {
+    let say = |verdict: &str, advice: &str| (verdict.to_owned(), advice.to_owned());
+    if let Some(problem) = problem(gateway) {
+        return (format!("Paths cannot be found: {problem}."), String::new());
+    }
+    if let Some(problem) = peer.problem {
+        return (format!("The peer cannot be asked: {problem}."), String::new());
+    }
+    let Some(report) = report else {
+        return say("The data plane was not asked for the peer's key yet.", "");
+    };
+    match path.path {
+        PathKind::Direct if path.reason == why_text(Why::FrameLen) => {
+            say("Direct, with shorter frames than the tunnel's longest.", "Lower the MTU.")
+        }
+        PathKind::Direct => say("Direct: a proven path is in use.", ""),
+        PathKind::Plain => say(
+            "The peer never introduced itself: it is reached as plain WireGuard does.",
+            "If it runs millrace, give both sides a relay that both can reach.",
+        ),
+        PathKind::None => {
+            say("No relay leads to the peer.", "See the relays in `millrace status`.")
+        }
+        PathKind::Relay => relayed_verdict(gateway, report),
+    }
+}
+
+fn relayed_verdict(gateway: &Gateway, report: &Report) -> (String, String) {
+    let say = |verdict: &str, advice: &str| (verdict.to_owned(), advice.to_owned());
+    let any = |state| report.paths.iter().any(|path| path.state == state);
+    if report.disco_key.is_none() {
+        return say(
+            "The peer has not introduced itself: nobody answers at the relay.",
+            "Check that its control process runs and that it uses the same relay.",
+        );
+    }
+    if gateway.seen.addresses.is_empty() && report.paths.iter().all(|path| path.answered == 0) {
+        return say(
+            "No STUN server answers: UDP from here is blocked.",
+            "Let UDP out from the tunnel's port.",
+        );
+    }
+    if any(PathState::LosesLongFrames) {
+        return say(
+            "Short pings pass and frames as long as the tunnel's do not.",
+            "Lower the MTU of the tunnel on both sides.",
+        );
+    }
+    if any(PathState::Unproven) {
+        return say("A path just answered and is being proven.", "");
+    }
+    if any(PathState::Quarantined) {
+        return say("The path died too often and rests for a while.", "");
+    }
+    if any(PathState::OneWay) {
+        return say(
+            "The peer's pings arrive and ours do not: something on its side lets none in.",
+            "Open the tunnel's UDP port in the peer's firewall.",
+        );
+    }
+    if !report.active {
+        return say("There is no traffic, so no path is searched for.", "Send something.");
+    }
+    match gateway.seen.varies {
+        Some(true) => say(
+            "Our NAT gives each destination another mapping, and no candidate of the peer answers.",
+            "Open or map the tunnel's UDP port on one of the two sides.",
+        ),
+        _ => say(
+            "No candidate of the peer answers: its NAT or firewall lets nothing in.",
+            "Open or map the tunnel's UDP port on one of the two sides.",
+        ),
+    }
+}
+
+fn relay_of(gateway: &Gateway, peer: &Peer) -> Option<String> {
+    let home = peer.home.as_ref().map(|home| home.url.as_str());
+    let at = gateway.relays.of_peer(home, peer.heard_at)?;
+    Some(gateway.relays.list[at].url.clone())
+}
+
+fn uplink_name(gateway: &Gateway, uplink: UplinkId) -> String {
+    let ways = gateway.network.ways();
+    let ifindex = ways.iter().find(|(id, _)| *id == uplink).map_or(0, |(_, way)| way.ifindex);
+    let link = gateway.network.links.get(&ifindex);
+    link.map_or_else(|| "any".to_owned(), |link| link.name.clone())
+}
+
+fn kind(route: Route) -> PathKind {
+    match route {
+        Route::Unset => PathKind::Plain,
+        Route::Relay => PathKind::Relay,
+        Route::Direct { .. } => PathKind::Direct,
+    }
+}
+
+fn address(route: Route) -> Option<String> {
+    match route {
+        Route::Direct { pair, .. } => Some(pair.remote.to_string()),
+        _ => None,
+    }
+}
+
+fn route_text(route: Route) -> String {
+    match route {
+        Route::Unset => "plain WireGuard".to_owned(),
+        Route::Relay => "relay".to_owned(),
+        Route::Direct { pair, .. } => format!("direct {}", pair.remote),
+    }
+}
+
+fn candidate_text(candidate: &Candidate) -> String {
+    format!("{} ({})", candidate.address, kind_text(candidate.kind))
+}
+
+fn kind_text(kind: CandidateKind) -> &'static str {
+    match kind {
+        CandidateKind::PeerReflexive => "its ping came from there",
+        CandidateKind::Configured => "configured",
+        CandidateKind::PortMapped => "port mapping",
+        CandidateKind::Interface => "interface",
+        CandidateKind::Reflexive => "STUN",
+        CandidateKind::ReflexiveLocalPort => "STUN with the local port",
+        CandidateKind::Other => "named by the peer",
+    }
+}
+
+fn state_text(state: PathState) -> (&'static str, &'static str) {
+    match state {
+        PathState::Works => ("works", "answers, long frames too"),
+        PathState::Unproven => ("unproven", "answers; long frames are being tried"),
+        PathState::LosesLongFrames => ("loses_long_frames", "answers, but not to long frames"),
+        PathState::OneWay => ("one_way", "the peer's pings arrive, ours are not answered"),
+        PathState::Silent => ("silent", "answered before and does not any more"),
+        PathState::NeverAnswered => ("never_answered", "never answered: filtered, or not there"),
+        PathState::Quarantined => ("quarantined", "not used for a while: it died, or lost data"),
+    }
+}
+
+fn why_text(why: Why) -> &'static str {
+    match why {
+        Why::First => "nothing better is known yet",
+        Why::Introduced => "the peer introduced itself",
+        Why::Proven => "the path answered and carried long frames",
+        Why::Better => "it is clearly better than the one before",
+        Why::FrameLen => "it is better known which frames it carries",
+        Why::Dead => "the path before did not answer any more",
+        Why::DataLost => "the path before lost data or long frames",
+        Why::Withdrawn => "the address or interface before is gone",
+    }
+}
+
+fn seconds(now: Instant, at: Instant) -> f64 {
+    now.since(at).as_secs_f64()
+}
+
+fn base64(key: PublicKey) -> String {
+    millrace_config::PublicKey(key.0).to_base64()
+}

@@ -1,0 +1,98 @@
+//! News from relays, and the packets that they bring.
+
+use millrace_ebpf::class::{Class, classify};
+use millrace_path::Instant;
+use millrace_path::finder::Input;
+use millrace_path::introduce;
+use millrace_path::sealed::PublicKey;
+
+use super::{For, Gateway};
+use crate::counters::Count;
+use crate::relay_client::RelayEvent;
+use crate::relays::State;
+
+impl Gateway {
+    /// Lets a relay's client work. Call when its descriptor is readable or its deadline passed.
+    pub fn handle_relay(&mut self, now: Instant, at: usize) {
+        // Apart for a moment: packets go on to the finder and the data plane while their bytes lie
+        // in the client.
+        let mut relays = std::mem::take(&mut self.relays);
+        let mut signals = Vec::new();
+        if let Some(relay) = relays.list.get_mut(at) {
+            relay.client.handle(now);
+            while let Some(event) = relay.client.next_event() {
+                match event {
+                    RelayEvent::Connecting(stage) => {
+                        relay.state = State::Connecting { stage: stage.to_string() };
+                    }
+                    RelayEvent::NeedBoxKey { relay_key } => {
+                        self.want_box_key(For::Relay { at, key: relay_key });
+                    }
+                    RelayEvent::Up(up) => {
+                        let ms = up.connect_time.as_millis() as u64;
+                        tracing::info!(url = relay.url, connect_ms = ms, "relay is up");
+                        relay.state = State::Up { since: now, up: Box::new(up) };
+                    }
+                    RelayEvent::Packets(packets) => {
+                        for (from, packet) in packets {
+                            self.relayed(at, from, packet, &mut signals);
+                        }
+                    }
+                    RelayEvent::PeerGone { peer, .. } => {
+                        if let Some(peer) = self.peers.get_mut(&peer)
+                            && peer.heard_at == Some(at)
+                        {
+                            peer.heard_at = None;
+                        }
+                    }
+                    RelayEvent::Health(text) => {
+                        if !text.is_empty() {
+                            tracing::warn!(url = relay.url, "the relay says: {text}");
+                        }
+                        relay.health = text;
+                    }
+                    RelayEvent::Restarting { reconnect_in, .. } => {
+                        let ms = reconnect_in.as_millis() as u64;
+                        tracing::info!(url = relay.url, reconnect_in_ms = ms, "relay restarts");
+                    }
+                    RelayEvent::Note(note) => tracing::warn!(url = relay.url, "{note}"),
+                    RelayEvent::Down { failure, retry_at } => {
+                        let why = failure.to_string();
+                        let told =
+                            matches!(&relay.state, State::Down { why: old, .. } if *old == why);
+                        if !told {
+                            tracing::warn!(url = relay.url, "relay is down: {why}");
+                        }
+                        relay.state = State::Down { why, retry_at };
+                    }
+                }
+            }
+        }
+        self.flush_inbound();
+        self.relays = relays;
+        if self.relays.choose_home(now) {
+            self.tell_finder(now, false);
+        }
+        for (peer, mut packet) in signals {
+            self.input(now, Input::Relayed { peer, bytes: &mut packet });
+        }
+    }
+
+    fn relayed(
+        &mut self,
+        at: usize,
+        from: PublicKey,
+        packet: &[u8],
+        signals: &mut Vec<(PublicKey, Vec<u8>)>,
+    ) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.heard_at = Some(at);
+        }
+        match classify(packet) {
+            class @ (Class::WgData | Class::WgHandshake) => self.to_plane(from, class, packet),
+            Class::Disco => signals.push((from, packet.to_vec())),
+            _ if introduce::is_introduction(packet) => signals.push((from, packet.to_vec())),
+            _ => self.counters.add(Count::RelayedUnknown, 1),
+        }
+    }
+}
