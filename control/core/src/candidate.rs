@@ -135,7 +135,7 @@ impl OwnAddresses {
 }
 
 /// Not loopback, unspecified, multicast, broadcast or reserved.
-fn is_host_elsewhere(ip: IpAddr) -> bool {
+pub(crate) fn is_host_elsewhere(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             // 0/8 is "this network"; 240/4 is reserved and holds the broadcast address.

@@ -22,6 +22,7 @@ pub mod netcheck;
 pub mod output;
 pub mod path;
 mod peer;
+pub mod portmap;
 pub mod reflexive;
 pub mod score;
 pub mod sealed;

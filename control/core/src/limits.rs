@@ -180,3 +180,66 @@ pub const HOME_GAIN_MIN: Duration = Duration::from_millis(10);
 pub const HOME_GAIN_MAX_PERCENT: u32 = 67;
 /// A relay to which the connection failed is no home for this long.
 pub const HOME_AWAY: Duration = Duration::from_secs(60);
+/// What a router is asked to keep a port open for (RFC 6886, section 3.3, recommends it).
+pub const MAPPING_LIFETIME: Duration = Duration::from_secs(7200);
+/// A router that grants less is taken to grant this: it must not make us ask without end.
+pub const MAPPING_LIFETIME_MIN: Duration = Duration::from_secs(2);
+/// A router that grants more is asked again as if it granted this.
+pub const MAPPING_LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Between a renewal that nobody answered and the next (RFC 6887, section 11.2.1: at least 4 s).
+pub const RENEWAL_INTERVAL_MIN: Duration = Duration::from_secs(4);
+/// A renewal comes this much, in percent of the lifetime, after half of it, at most: so that the
+/// hosts of a network do not ask together.
+pub const RENEWAL_JITTER_PERCENT: u32 = 5;
+/// NAT-PMP and PCP requests, and searches for UPnP: the first at once, then after each of these
+/// (RFC 6886, section 3.1, begins so; RFC 6887's 3 s are too long to wait for a candidate).
+pub const PORTMAP_GAPS: [Duration; 4] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_millis(1000),
+    Duration::from_millis(2000),
+];
+/// Protocols that did not answer the probes by then are not there: after three of them, and a
+/// second for the last answer.
+pub const PORTMAP_PROBE_TIME: Duration = Duration::from_millis(1750);
+/// A protocol that we like less waits this long for one that we like more (Tailscale: the same).
+pub const PORTMAP_GATHER_TIME: Duration = Duration::from_millis(250);
+/// How often a router that holds our mapping is asked whether it has restarted.
+pub const REBOOT_CHECK_INTERVAL: Duration = Duration::from_secs(8);
+/// A router whose clock makes no sense is not asked for the mapping again more often than this.
+pub const REBOOT_REMAP_INTERVAL: Duration = Duration::from_secs(30);
+/// After nobody answered, or everybody refused: doubling between these.
+pub const PORTMAP_REST_MIN: Duration = Duration::from_secs(30);
+pub const PORTMAP_REST_MAX: Duration = Duration::from_secs(600);
+/// How long the mapping's deletion may hold up the end of the process.
+pub const PORTMAP_CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// Descriptions of a router that are read: some routers have one for each version of UPnP.
+pub const UPNP_LOCATIONS_MAX: usize = 4;
+/// Services of a router that are asked: one for each of its uplinks and versions.
+pub const UPNP_SERVICES_MAX: usize = 8;
+/// Bytes of an HTTP answer, head and body. Descriptions of real routers have 3 to 20 KiB.
+pub const UPNP_ANSWER_LEN_MAX: usize = 32 * 1024;
+/// Header lines of an HTTP answer.
+pub const UPNP_HEADERS_MAX: usize = 32;
+/// Bytes of a path on a router.
+pub const UPNP_PATH_LEN_MAX: usize = 256;
+/// Elements and texts of a description.
+pub const UPNP_NODES_MAX: u32 = 4096;
+/// A router's description must be there by then (Tailscale: the same).
+pub const UPNP_DESCRIPTION_TIME: Duration = Duration::from_secs(1);
+/// How often descriptions that did not come, or were none, are asked for again.
+pub const UPNP_DESCRIPTION_TRIES: u8 = 2;
+/// What a router is asked to do must be done by then (Tailscale: the same).
+pub const UPNP_ACTION_TIME: Duration = Duration::from_secs(5);
+/// External ports that are tried where one is taken.
+pub const UPNP_PORT_TRIES: u8 = 4;
+
+/// How often the NAT64 prefix is looked up again: the network may change without a change of links.
+pub const NAT64_LOOK_UP_INTERVAL: Duration = Duration::from_secs(600);
+/// After a look-up that failed: doubling from this to [`NAT64_LOOK_UP_INTERVAL`].
+pub const NAT64_RETRY_MIN: Duration = Duration::from_secs(5);
+/// Prefixes of a network: several translators may share its load.
+pub const NAT64_PREFIXES_MAX: usize = 4;
+/// Addresses of one answer that are read.
+pub const NAT64_ANSWERS_MAX: usize = 32;
