@@ -59,7 +59,7 @@ impl Gateway {
     }
 
     /// A packet from a relay that only the data plane can open.
-    pub(super) fn to_plane(&mut self, from: PublicKey, class: Class, packet: &[u8]) {
+    pub(super) fn pass_on(&mut self, from: PublicKey, class: Class, packet: &[u8]) {
         let Some(peer) = self.peers.get_mut(&from) else {
             self.counters.add(Count::RelayedFromStranger, 1);
             return;

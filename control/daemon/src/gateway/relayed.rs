@@ -89,7 +89,7 @@ impl Gateway {
             peer.heard_at = Some(at);
         }
         match classify(packet) {
-            class @ (Class::WgData | Class::WgHandshake) => self.to_plane(from, class, packet),
+            class @ (Class::WgData | Class::WgHandshake) => self.pass_on(from, class, packet),
             Class::Disco => signals.push((from, packet.to_vec())),
             _ if introduce::is_introduction(packet) => signals.push((from, packet.to_vec())),
             _ => self.counters.add(Count::RelayedUnknown, 1),
