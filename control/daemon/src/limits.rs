@@ -44,7 +44,7 @@ pub const RELAY_UNSENT_MAX: u32 = 128 << 10;
 pub const RELAY_QUEUE_BYTES_MAX: usize = 1 << 20;
 pub const RELAY_DATA_AGE_MAX: Duration = Duration::from_millis(100);
 /// The same for disco, introductions and handshakes, which wait for a connection that comes up.
-pub const RELAY_URGENT_BYTES_MAX: usize = 64 << 10;
+pub const RELAY_URGENT_BYTES_MAX: usize = 128 << 10;
 pub const RELAY_URGENT_AGE_MAX: Duration = Duration::from_secs(2);
 /// A relay whose burst is smaller than the largest frame could never be sent one.
 pub const RELAY_BURST_MIN: u64 = PACKET_FRAME_MAX as u64;

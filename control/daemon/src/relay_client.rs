@@ -691,6 +691,7 @@ impl RelayClient {
             Said::NeedBoxKey(relay_key) => {
                 self.events.push_back(RelayEvent::NeedBoxKey { relay_key });
             }
+            Said::HasBoxKey => return self.introduce(),
             Said::Up { relay, info } => return self.up(relay, info),
             Said::PeerGone { peer, .. } if peer == self.node_key => {}
             Said::PeerGone { peer, why } => {
@@ -709,9 +710,6 @@ impl RelayClient {
                     liveness.pong(now, data);
                 }
             }
-        }
-        if self.protocol.wants_box_key().is_none() {
-            self.introduce()?;
         }
         Ok(())
     }

@@ -106,7 +106,8 @@ impl RelayFailure {
             });
         };
         Self::Certificate(match certificate {
-            CertificateError::UnknownIssuer => format!(
+            // An authority of the same name with another key signed it.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
                 "the certificate of {host} is signed by nobody whom we trust: \
                  give the file of its authority (relay_ca_file)"
             ),

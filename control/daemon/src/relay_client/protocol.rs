@@ -49,6 +49,8 @@ pub enum Said {
     Nothing,
     /// The key of the boxes between this relay and us is wanted: [`Protocol::give_box_key`].
     NeedBoxKey(PublicKey),
+    /// It is there: [`Protocol::introduce`].
+    HasBoxKey,
     Up {
         relay: PublicKey,
         info: ServerInfo,
@@ -195,7 +197,7 @@ impl Protocol {
             return Err(ProtocolError::WeakKey(relay));
         }
         self.phase = Phase::BoxKey { relay, early };
-        Ok(if self.has_box_key(relay) { Said::Nothing } else { Said::NeedBoxKey(relay) })
+        Ok(if self.has_box_key(relay) { Said::HasBoxKey } else { Said::NeedBoxKey(relay) })
     }
 
     fn has_box_key(&self, relay: PublicKey) -> bool {
@@ -208,7 +210,7 @@ impl Protocol {
         nonce: &[u8; NONCE_LEN],
         sealed: &[u8],
     ) -> Result<Said, ProtocolError> {
-        let Some((_, key)) = &self.box_key else { return Ok(Said::Nothing) };
+        let Some((_, key)) = &self.box_key else { return Ok(Said::NeedBoxKey(relay)) };
         let info = ServerInfo::open(key, nonce, sealed).map_err(ProtocolError::Login)?;
         self.phase = Phase::Up;
         Ok(Said::Up { relay, info })
