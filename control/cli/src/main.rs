@@ -5,6 +5,7 @@
 mod client;
 mod keys;
 mod lifecycle;
+mod netcheck;
 mod show;
 
 use std::path::PathBuf;
@@ -62,6 +63,11 @@ enum Command {
         #[arg(long, value_enum)]
         check: Option<Check>,
     },
+    /// Say what the network around this host lets through, and what that means for peers.
+    ///
+    /// Needs no daemon and no rights. Exit code 0 as wished, 3 if peers will often be reached only by
+    /// relay, 4 if nobody answers. Example: millrace netcheck --relay https://relay.example.net
+    Netcheck(netcheck::Arguments),
     /// Print a new private key.
     ///
     /// Example: (umask 077; millrace genkey > private.key)
@@ -122,6 +128,7 @@ fn main() -> ExitCode {
         Command::Status { interface, json, verbose, check } => {
             status(interface.as_deref(), json, verbose, check)
         }
+        Command::Netcheck(arguments) => netcheck::run(&arguments),
         Command::Genkey => print(&keys::private_key().to_base64()),
         Command::Pubkey => keys::public_key_of_stdin().and_then(|key| print(&key)),
         Command::Genpsk => print(&keys::preshared_key().to_base64()),

@@ -14,7 +14,9 @@ impl Check {
     pub(super) fn report(&self, now: Instant) -> Report {
         let ipv4 = self.answers_outside(true);
         let first = ipv4.first().map(|(_, mapped)| *mapped);
-        let varies = varies(&ipv4);
+        // Another address of our own, as a host with two uplinks has it, is no translation.
+        let untranslated = ipv4.iter().all(|(_, mapped)| self.is_ours(*mapped));
+        let varies = varies(&ipv4).map(|varies| varies && !untranslated);
         let in_host = |ipv4: bool| {
             let family = self.setup.addresses.iter().filter(move |ip| ip.is_ipv4() == ipv4);
             family.into_iter().any(|ip| is_more_than_local(*ip))

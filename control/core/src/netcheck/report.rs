@@ -101,9 +101,9 @@ pub enum TcpReport {
 }
 
 impl Report {
-    /// The relay that answers soonest, and how soon.
+    /// The relay that answers soonest, and how soon; none to which connections fail.
     pub fn nearest_relay(&self) -> Option<(&str, Duration)> {
-        let relays = self.relays();
+        let relays = self.relays().filter(|relay| relay.is_usable());
         let latency = |relay: &ServerReport| relay.latency();
         relays
             .filter_map(|relay| Some((relay.name.as_str(), latency(relay)?)))
@@ -122,6 +122,15 @@ impl ServerReport {
             Some(TcpReport::Connected { connect, .. }) => Some(connect),
             _ => None,
         })
+    }
+
+    /// It answers, and nothing says that a connection to it fails.
+    pub fn is_usable(&self) -> bool {
+        match &self.tcp {
+            Some(TcpReport::Connected { .. }) => true,
+            Some(TcpReport::Failed(_)) => false,
+            None => self.by_udp().is_some(),
+        }
     }
 
     pub fn by_udp(&self) -> Option<Duration> {

@@ -78,8 +78,8 @@ impl Report {
         };
         if self.relays().next().is_some() && self.relays().all(|relay| !relay.is_usable()) {
             verdict.prospect = verdict.prospect.max(Prospect::Hard);
-            verdict.sentence += " No relay answers: peers that cannot be reached directly are not \
-                                 reached at all, and none is found.";
+            verdict.sentence +=
+                " No relay can be used: only peers with a configured endpoint are found.";
             verdict.change = Some(self.change_of_relays());
         }
         verdict
@@ -162,17 +162,6 @@ impl Report {
             None => "Check this host's default route and firewall, and that the configured \
                      servers run."
                 .to_owned(),
-        }
-    }
-}
-
-impl super::ServerReport {
-    /// Nothing says that a connection to it fails.
-    fn is_usable(&self) -> bool {
-        match &self.tcp {
-            Some(TcpReport::Connected { .. }) => true,
-            Some(TcpReport::Failed(_)) => false,
-            None => self.by_udp().is_some(),
         }
     }
 }

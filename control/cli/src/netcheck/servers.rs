@@ -1,0 +1,129 @@
+//! Whom to ask: what the command line says, or the configuration, with names looked up.
+
+use std::fs;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use millrace_config::config::EndpointName;
+use millrace_config::discovery::{Discovery, HttpUrl};
+use millrace_config::{Config, Exit};
+use millrace_control::clock;
+use millrace_control::netcheck_driver::NetcheckServer;
+use millrace_control::relay_client::{Proxy, RelayConfig, Trust};
+use millrace_path::limits::NETCHECK_SERVERS_MAX;
+
+use super::Arguments;
+use crate::Problem;
+
+/// Where a relay's STUN service is.
+const STUN_PORT: u16 = 3478;
+/// Name servers are waited for no longer.
+const LOOK_UP_LIMIT: Duration = Duration::from_secs(5);
+/// Asked when the command line names nobody.
+const USUAL_FILE: &str = "/etc/millrace/millrace.toml";
+
+pub(super) fn find(arguments: &Arguments) -> Result<Vec<NetcheckServer>, Problem> {
+    let mut discovery = match &arguments.config {
+        Some(file) => read(file)?,
+        None if arguments.relay.is_empty() && arguments.stun.is_empty() => {
+            let file = Path::new(USUAL_FILE);
+            if !file.exists() {
+                let whom = "nobody to ask: give --relay, --stun or --config";
+                return Err(Problem::new(Exit::Usage, whom));
+            }
+            read(file)?
+        }
+        None => Discovery::default(),
+    };
+    add(&mut discovery.relay, &arguments.relay);
+    add(&mut discovery.stun, &arguments.stun);
+    if arguments.relay_ca_file.is_some() {
+        discovery.relay_ca_file.clone_from(&arguments.relay_ca_file);
+    }
+    if !discovery.is_on() {
+        let whom =
+            "the file's [discovery] names no relay and no STUN server; give --relay or --stun";
+        return Err(Problem::new(Exit::ConfigInvalid, whom));
+    }
+    if discovery.relay.len() + discovery.stun.len() > NETCHECK_SERVERS_MAX {
+        eprintln!("millrace: only the first {NETCHECK_SERVERS_MAX} servers are asked");
+    }
+    Ok(look_up(&discovery))
+}
+
+fn add<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
+    for one in more {
+        if !list.contains(one) {
+            list.push(one.clone());
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<Discovery, Problem> {
+    let shown = file.display();
+    let text = fs::read_to_string(file)
+        .map_err(|error| Problem::new(Exit::ConfigInvalid, format!("reading {shown}: {error}")))?;
+    let config = Config::from_toml(&text)
+        .map_err(|problems| Problem::new(Exit::ConfigInvalid, format!("{shown}:\n{problems}")))?;
+    Ok(config.discovery)
+}
+
+/// All names at once. One that is not found is said and left out; a relay's client will look again.
+fn look_up(discovery: &Discovery) -> Vec<NetcheckServer> {
+    let mut servers: Vec<NetcheckServer> = Vec::new();
+    let mut names = Vec::new();
+    for url in &discovery.relay {
+        names.push((url.host.clone(), STUN_PORT));
+        let relay = Some(relay_config(url, discovery));
+        servers.push(NetcheckServer { name: url.to_string(), relay, stun: Vec::new() });
+    }
+    for stun in &discovery.stun {
+        names.push(match stun {
+            EndpointName::Address(address) => (address.ip().to_string(), address.port()),
+            EndpointName::Name(name, port) => (name.clone(), *port),
+        });
+        servers.push(NetcheckServer { name: stun.to_string(), relay: None, stun: Vec::new() });
+    }
+    servers.truncate(NETCHECK_SERVERS_MAX);
+    let (sender, answers) = channel();
+    let mut waiting: Vec<usize> = (0..servers.len()).collect();
+    for (index, (host, port)) in names.into_iter().take(servers.len()).enumerate() {
+        let sender = sender.clone();
+        thread::spawn(move || {
+            let found = (host.as_str(), port).to_socket_addrs();
+            // Whoever asked may have given up.
+            let _ = sender.send((index, found.map(|found| found.collect::<Vec<SocketAddr>>())));
+        });
+    }
+    let end = clock::now() + LOOK_UP_LIMIT;
+    while !waiting.is_empty() {
+        let Ok((index, found)) = answers.recv_timeout(end.since(clock::now())) else { break };
+        waiting.retain(|other| *other != index);
+        let server = &mut servers[index];
+        match found {
+            Ok(found) => server.stun = found,
+            Err(error) => eprintln!("millrace: {}: looking the name up: {error}", server.name),
+        }
+    }
+    for index in waiting {
+        let limit = LOOK_UP_LIMIT.as_secs();
+        eprintln!("millrace: {}: no name server answered within {limit} s", servers[index].name);
+    }
+    servers
+}
+
+fn relay_config(url: &HttpUrl, discovery: &Discovery) -> RelayConfig {
+    let mut config = RelayConfig::new(url.clone());
+    config.trust = Trust::Authorities { system: true, file: discovery.relay_ca_file.clone() };
+    config.proxy = match &discovery.proxy {
+        Some(url) => Proxy::Server {
+            url: url.clone(),
+            credentials_file: discovery.proxy_credentials_file.clone(),
+        },
+        None => Proxy::Environment,
+    };
+    config
+}
