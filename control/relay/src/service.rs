@@ -305,7 +305,10 @@ impl Service {
 
     /// Takes a new configuration over; a bad one changes nothing.
     fn reload(&mut self, why: &str) {
-        notify(&[NotifyState::Reloading]);
+        // systemd matches the READY that follows by the time.
+        let mut states = vec![NotifyState::Reloading];
+        states.extend(NotifyState::monotonic_usec_now());
+        notify(&states);
         self.seen = self.files_changed();
         let read = read(&self.path)
             .and_then(|settings| Ok((live(&settings, self.shared.public)?, settings)));

@@ -5,11 +5,12 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use common::*;
-use millrace_lab::wait_for;
+use millrace_lab::{Daemon, HungThread, Namespace, wait_for};
 use millrace_path::derp::{Frame, Gone, Kind};
 use millrace_path::sealed::PublicKey;
 use millrace_path::stun;
@@ -366,6 +367,45 @@ fn stun_says_where_the_asker_is() {
     let response = stun::parse_response(&answer[..len]).unwrap();
     assert_eq!((response.transaction, response.mapped), (transaction, own));
     assert_eq!(relay.metric("stun_requests_total{result=\"invalid\"}"), 1);
+}
+
+#[test]
+fn systemd_is_told_of_start_reload_stop_and_of_a_worker_that_hangs() {
+    let directory = tempfile::tempdir().unwrap();
+    let (config, path) = (configuration(directory.path(), ""), directory.path().join("notify"));
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let hear = || {
+        let mut bytes = [0; 4096];
+        let len = socket.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let namespace = Namespace::new("relay").unwrap();
+    let mut command = namespace.command(PROGRAM);
+    command.args(["run", "--config"]).arg(config).env("NOTIFY_SOCKET", &path);
+    let mut daemon = Daemon::start(directory.path(), "relay", command).unwrap();
+    assert_eq!(hear(), "READY=1\n");
+    let alive = "WATCHDOG=1\nSTATUS=0 clients\n";
+    assert_eq!(hear(), alive);
+    daemon.signal(1);
+    let heard = || std::iter::repeat_with(hear).find(|text| text != alive).unwrap();
+    let reloading = heard();
+    let stamp = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+    assert!(stamp.trim().parse::<u64>().unwrap() > 0);
+    assert_eq!(heard(), "READY=1\n");
+
+    let hung = HungThread::stop(daemon.pid(), "relay-1").unwrap();
+    daemon.wait_for_log("worker 1 takes no turns", 2 * LIMIT).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.recv(&mut [0; 4096]).is_ok() {}
+    std::thread::sleep(Duration::from_secs(2));
+    let said = socket.recv(&mut [0; 4096]).map_err(|error| error.kind());
+    assert_eq!(said, Err(ErrorKind::WouldBlock));
+    socket.set_nonblocking(false).unwrap();
+    drop(hung);
+    assert_eq!(hear(), alive);
+    daemon.signal(15);
+    assert_eq!(heard(), "STOPPING=1\n");
 }
 
 #[test]

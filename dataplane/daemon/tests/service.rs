@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use common::{World, drop_count};
 use millrace_lab::{
-    Daemon, Gateway, GatewayOptions, Implementation, Lab, TunnelOptions, keys::random_key,
-    ping::Ping, wait_for,
+    Daemon, Gateway, GatewayOptions, HungThread, Implementation, Lab, TunnelOptions,
+    keys::random_key, ping::Ping, wait_for,
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -403,7 +403,7 @@ fn systemd_is_told_of_reloads_and_of_threads_that_hang() {
     assert_eq!(heard(), "READY=1\n");
 
     for thread in ["slow", "worker-0"] {
-        let hung = HungThread::stop(daemon.pid(), thread);
+        let hung = HungThread::stop(daemon.pid(), thread).unwrap();
         daemon.wait_for_log(&format!("the thread {thread} does not"), LIMIT).unwrap();
         socket.set_nonblocking(true).unwrap();
         while socket.recv(&mut [0; 4096]).is_ok() {}
@@ -416,36 +416,6 @@ fn systemd_is_told_of_reloads_and_of_threads_that_hang() {
     }
     daemon.signal(libc::SIGTERM);
     assert_eq!(heard(), "STOPPING=1\n");
-}
-
-/// One thread of a process, stopped as by a debugger while the others run.
-struct HungThread(libc::pid_t);
-
-impl HungThread {
-    fn stop(pid: u32, name: &str) -> Self {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let found = tasks.map(|task| task.unwrap().path()).find(|task| {
-            fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name)
-        });
-        let task = found.unwrap();
-        let thread: libc::pid_t = task.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        // SAFETY: the request takes no pointers, and the thread belongs to our own child.
-        let done = unsafe { libc::ptrace(libc::PTRACE_ATTACH, thread, 0, 0) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        let stopped = || {
-            let status = fs::read_to_string(task.join("status")).unwrap();
-            status.lines().any(|line| line.starts_with("State:\tt")).then_some(())
-        };
-        wait_for("the thread to stop", LIMIT, stopped).unwrap();
-        Self(thread)
-    }
-}
-
-impl Drop for HungThread {
-    fn drop(&mut self) {
-        // SAFETY: as above; the thread was attached by this one.
-        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, 0, 0) };
-    }
 }
 
 #[test]
