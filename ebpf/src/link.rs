@@ -44,9 +44,9 @@ pub const REASON_LEN_MAX: usize = 512;
 pub const INTERFACE_LEN_MAX: usize = 15;
 /// Descriptors of a [`Welcome`]: maps, the UDP socket, detours of the slow thread and workers.
 pub const DESCRIPTORS_MAX: usize = 5 + 1 + 1 + crate::abi::WORKERS_MAX as usize;
-/// Messages that wait for a client that reads slowly; one that lets more wait is left. Twice what
-/// all peers of a full device take.
-pub const OUTBOX_MESSAGES_MAX: usize = 16_384;
+/// Messages that wait for a client that reads slowly; one that lets more wait is left. Four times
+/// the peers that a device may have.
+pub const OUTBOX_MESSAGES_MAX: usize = 65_536;
 
 /// Where the data plane's sockets lie.
 pub const DIRECTORY: &str = "/run/millrace";

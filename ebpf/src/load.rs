@@ -194,6 +194,11 @@ impl Programs {
         LineReader::<Endpoint>::endpoints(self.endpoints.as_fd(), &self.specs)
     }
 
+    /// ENDPOINTS for writing. Control is the one writer; while there is none, the data plane may be.
+    pub fn endpoints_writer(&self) -> Result<LineWriter<Endpoint>, LoadError> {
+        LineWriter::<Endpoint>::endpoints(self.endpoints.as_fd(), &self.specs)
+    }
+
     /// OBSERVED. Keep one writer.
     pub fn observed(&self) -> Result<LineWriter<Observed>, LoadError> {
         LineWriter::<Observed>::observed(self.observed.as_fd(), &self.specs)

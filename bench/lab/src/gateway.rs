@@ -253,6 +253,7 @@ impl Drop for Gateway {
         let _ = fs::remove_file(socket_path(&self.interface));
         if self.options.implementation == Implementation::Millrace {
             let _ = fs::remove_file(format!("/run/millrace/{}.pid", self.interface));
+            let _ = fs::remove_file(format!("/run/millrace/{}.link", self.interface));
             let _ = fs::remove_file(format!("/var/lib/millrace/{}.timestamp", self.interface));
         }
     }

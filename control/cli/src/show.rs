@@ -63,7 +63,7 @@ fn peers(out: &mut String, peers: &[Peer]) {
             peer.name
                 .clone()
                 .unwrap_or_else(|| peer.public_key.chars().take(10).collect::<String>() + "…"),
-            peer.endpoint.clone().unwrap_or_else(|| "–".to_owned()),
+            endpoint(peer),
             peer.allowed_ips.join(", "),
             peer.last_handshake_age_seconds.map_or_else(|| "never".to_owned(), age),
             bytes(peer.rx_bytes),
@@ -81,6 +81,14 @@ fn peers(out: &mut String, peers: &[Peer]) {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         let _ = writeln!(out, "{}", cells.join("   ").trim_end());
+    }
+}
+
+fn endpoint(peer: &Peer) -> String {
+    match (&peer.endpoint, peer.path.as_str()) {
+        (Some(endpoint), _) => endpoint.clone(),
+        (None, "detour") => "by control".to_owned(),
+        (None, _) => "–".to_owned(),
     }
 }
 
@@ -118,6 +126,7 @@ fn dataplane(out: &mut String, status: &Status) {
         );
     }
     let _ = writeln!(out, "steering  {}", plane.steering);
+    let _ = writeln!(out, "control   {}", status.control.state);
     let _ = writeln!(out, "workers   on cores {}", cores.join(", "));
     let _ = writeln!(out, "aead      {}: {}", plane.aead, plane.aead_reason);
     for offload in &plane.offloads {

@@ -21,6 +21,7 @@ pub struct Status {
     pub listen_port: u16,
     pub fwmark: u32,
     pub dataplane: Dataplane,
+    pub control: Control,
     pub peers: Vec<Peer>,
     /// Every reason of the drop list, those that never happened included.
     pub drops: Vec<DropCount>,
@@ -55,6 +56,14 @@ pub struct Dataplane {
     pub af_xdp: AfXdp,
 }
 
+/// Whether the control process, which searches paths, is connected.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Control {
+    /// "connected"; "absent"; or "off" with the reason.
+    pub state: String,
+    pub connected_for_seconds: Option<u64>,
+}
+
 /// AF_XDP in numbers since the start. None of them is a loss by itself: those are among the drops.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct AfXdp {
@@ -83,6 +92,8 @@ pub struct Peer {
     pub name: Option<String>,
     pub public_key: String,
     pub endpoint: Option<String>,
+    /// "direct" (by UDP), or "detour" (sealed, by the control process and its relay).
+    pub path: String,
     pub allowed_ips: Vec<String>,
     /// None before the first handshake.
     pub last_handshake_age_seconds: Option<u64>,
@@ -150,6 +161,7 @@ impl Status {
             listen_port: state.listen_port,
             fwmark: state.fwmark,
             dataplane,
+            control: Control::new(&fact("control"), unix_seconds),
             peers: state.peers.iter().map(|peer| Peer::new(peer, unix_seconds)).collect(),
             drops: facts(&state.facts, "drop").filter_map(drop_count).collect(),
         }
@@ -159,6 +171,22 @@ impl Status {
     pub fn is_ready(&self) -> bool {
         self.health != Health::Down
             && (self.peers.is_empty() || self.peers.iter().any(|peer| peer.has_session))
+    }
+}
+
+impl Control {
+    /// `connected SINCE`, `absent`, or `off: REASON`.
+    fn new(fact: &str, unix_seconds: u64) -> Self {
+        match fact.split_once(' ') {
+            Some(("connected", since)) => Self {
+                state: "connected".to_owned(),
+                connected_for_seconds: since
+                    .parse()
+                    .ok()
+                    .map(|since: u64| unix_seconds.saturating_sub(since)),
+            },
+            _ => Self { state: fact.to_owned(), connected_for_seconds: None },
+        }
     }
 }
 
@@ -187,6 +215,7 @@ impl Peer {
             name: facts(&state.facts, "name").next().map(str::to_owned),
             public_key: state.public_key.to_base64(),
             endpoint: state.endpoint.map(|endpoint| endpoint.to_string()),
+            path: fact("path").to_owned(),
             allowed_ips: state.allowed_ips.iter().map(ToString::to_string).collect(),
             last_handshake_age_seconds: (handshake_seconds > 0)
                 .then(|| unix_seconds.saturating_sub(handshake_seconds)),
@@ -242,6 +271,7 @@ mod tests {
                 fact("xdp_frames", "70 60"),
                 fact("xdp_passed", "5"),
                 fact("xdp_fill_empty", "4"),
+                fact("control", "connected 1012"),
             ],
             peers: vec![PeerState {
                 last_handshake: (1000, 5),
@@ -262,6 +292,8 @@ mod tests {
         assert_eq!(status.drops, [DropCount { reason: "rx_replayed".into(), packets: 3 }]);
         assert_eq!(status.peers[0].last_handshake_age_seconds, Some(42));
         assert_eq!(status.peers[0].rx_packets, 9);
+        assert_eq!(status.control.connected_for_seconds, Some(30));
+        assert_eq!(Control::new("off: no BPF", 0).state, "off: no BPF");
         let af_xdp = AfXdp {
             device: "wan".into(),
             queues: 2,

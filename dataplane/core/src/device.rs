@@ -61,6 +61,8 @@ pub struct PeerView<'a> {
     pub peer: &'a Arc<Peer>,
     pub preshared_key: &'a Secret,
     pub keepalive: Option<Duration>,
+    /// What leads to it.
+    pub nets: &'a BTreeSet<IpNet>,
     /// As it was set, wherever the peer roamed to since.
     pub configured: Option<SocketAddr>,
     pub handshake_at_wall: Option<Duration>,
@@ -290,12 +292,18 @@ impl Device {
         self.mtu = mtu;
     }
 
+    /// Bytes of the largest inner packet.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
     /// Every peer, in the order in which they were added.
     pub fn peers(&self) -> impl Iterator<Item = PeerView<'_>> {
         self.peers.iter().flatten().map(|known| PeerView {
             peer: &known.shared,
             preshared_key: &known.preshared,
             keepalive: known.keepalive,
+            nets: &known.nets,
             configured: known.configured,
             handshake_at_wall: known.handshake_at_wall,
             handshake_at: known.handshake_at,

@@ -16,6 +16,13 @@ pub fn now() -> Instant {
     Instant::from_nanos(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
+/// How much [`now`] is ahead of CLOCK_MONOTONIC, which stands still while the machine sleeps.
+pub fn ahead_of_monotonic() -> Duration {
+    let time = clock_gettime(ClockId::Monotonic);
+    let awake = Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec as u32);
+    Duration::from_nanos(now().as_nanos()).saturating_sub(awake)
+}
+
 /// Time since the Unix epoch, for handshake timestamps and for people.
 pub fn wall() -> Duration {
     let time = clock_gettime(ClockId::Realtime);

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::control::Refusal;
 use crate::facts::Facts;
+use crate::link::Link;
 use crate::steering::Steering;
 
 /// Peers in the list of refused ones; further ones are only in the log.
@@ -40,13 +41,14 @@ pub fn state(
     facts: &Facts,
     refused: &RefusedPeers,
     steering: &Steering,
+    link: &Link,
 ) -> DeviceState {
     let mut state = DeviceState {
         private_key: device.private_key().map(to_text_key),
         listen_port: facts.listen_port,
         fwmark: facts.fwmark(),
         peers: Vec::new(),
-        facts: facts.lines(steering),
+        facts: facts.lines(steering, link),
     };
     state.facts.extend(refused.0.values().map(|note| ("note".to_owned(), note.clone())));
     // Slots of peers in the order of `state.peers`, to give each prefix to its peer.
@@ -160,7 +162,10 @@ fn peer_state(view: &device::PeerView<'_>) -> PeerState {
     let peer = view.peer;
     let mut state = PeerState::new(PublicKey(peer.public_key.0));
     state.preshared_key = (!view.preshared_key.is_zero()).then(|| to_text_key(view.preshared_key));
-    state.endpoint = peer.endpoint.load().as_deref().map(|endpoint| endpoint.remote);
+    let destination = peer.destination();
+    let detoured = destination.is_some_and(|endpoint| endpoint.detour_slot().is_some());
+    // What carries a detour has an address that means nothing to anybody.
+    state.endpoint = destination.filter(|_| !detoured).map(|endpoint| endpoint.remote);
     state.keepalive_seconds = view.keepalive.map_or(0, |interval| interval.as_secs() as u16);
     state.last_handshake =
         view.handshake_at_wall.map_or((0, 0), |wall| (wall.as_secs(), wall.subsec_nanos()));
@@ -171,6 +176,7 @@ fn peer_state(view: &device::PeerView<'_>) -> PeerState {
         ("tx_packets".into(), peer.sent.packets().to_string()),
         ("staged".into(), view.staged.to_string()),
         ("session".into(), if view.has_session { "up" } else { "none" }.into()),
+        ("path".into(), if detoured { "detour" } else { "direct" }.into()),
     ];
     state
 }

@@ -17,8 +17,9 @@ impl Paths for EndpointTable {
                 let (local, ifindex) = (line.local(), line.ifindex);
                 Some(Endpoint { remote: line.remote()?, local, ifindex })
             }
-            // Nobody writes the other two yet.
-            EndpointKind::Unset | EndpointKind::PeerRelay | EndpointKind::Detour => None,
+            EndpointKind::Detour => Some(Endpoint::detour(peer)),
+            // Nobody writes the second yet.
+            EndpointKind::Unset | EndpointKind::PeerRelay => None,
         }
     }
 }

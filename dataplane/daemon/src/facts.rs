@@ -12,6 +12,7 @@ use crate::io::netlink::Netlink;
 use crate::io::port_status::PortStatus;
 use crate::io::udp::UdpSocket;
 use crate::io::xdp_port::Port;
+use crate::link::{Link, Place};
 use crate::offload::Offloads;
 use crate::steering::Steering;
 
@@ -40,8 +41,13 @@ impl Facts {
         self.fwmark.load(Ordering::Relaxed)
     }
 
+    /// What control is told of the interface.
+    pub fn place(&self) -> Place<'_> {
+        Place { interface: &self.interface, listen_port: self.listen_port, fwmark: self.fwmark() }
+    }
+
     /// Key and value of each line, the key without `mr_`.
-    pub fn lines(&self, steering: &Steering) -> Vec<(String, String)> {
+    pub fn lines(&self, steering: &Steering, link: &Link) -> Vec<(String, String)> {
         let mut lines = Vec::new();
         let mut put = |key: &str, value: String| lines.push((key.to_owned(), value));
         put("version", env!("CARGO_PKG_VERSION").into());
@@ -74,6 +80,7 @@ impl Facts {
             Steering::On(_) => put("steering", "on".into()),
             Steering::Off(why) => put("steering", format!("off: {why}")),
         }
+        put("control", link.status());
         for offload in self.offloads.iter() {
             let state = if offload.is_on() { "on" } else { "off" };
             put("offload", format!("{} {state} {}", offload.name, offload.reason()));

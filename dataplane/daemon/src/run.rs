@@ -1,6 +1,7 @@
 //! Puts a data plane together and starts its threads: sockets, TUN queues, steering, workers, and
 //! the slow thread last. What fails here fails before anything was changed that stays.
 
+use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,12 +26,16 @@ use crate::control::{self, About, ControlHandle};
 use crate::device_uapi::RefusedPeers;
 use crate::facts::Facts;
 use crate::failure::Failure;
+use crate::io::detour::{self, Detour};
 use crate::io::icmp::IcmpSender;
 use crate::io::lane::{Lane, Mailbox};
 use crate::io::nexthop::NextHops;
 use crate::io::tun::{TunOffloads, TunQueue};
 use crate::io::udp::{Receiver, UdpOptions, UdpSocket};
 use crate::io::xdp_port::{Port, PortOptions, foreign_program};
+use crate::link::{Link, Tools};
+use crate::link_file::LinkFile;
+use crate::observer::Observer;
 use crate::offload::Offloads;
 use crate::privileges;
 use crate::queue::SlowQueue;
@@ -102,6 +107,14 @@ impl Dataplane {
             }
         };
         let queues = TunQueue::open(&options.interface, options.cores.len())?;
+        // From here on the name is ours.
+        let (tools, detours) = match control_tools(&steering, port, udp, options.cores.len()) {
+            Ok((tools, detours)) => (Ok(tools), detours),
+            Err(reason) => (Err(reason), Vec::new()),
+        };
+        let link_file = LinkFile::listen(&options.interface)
+            .inspect_err(|error| tracing::warn!(%error, "control cannot connect"))
+            .map_err(|error| format!("its socket could not be made: {error}"));
         set_tun_offloads(&queues, &offloads);
         let all_sockets: Vec<&UdpSocket> = sockets.iter().chain(&slow_udp).collect();
         offloads.receive_runs(&all_sockets);
@@ -139,6 +152,8 @@ impl Dataplane {
             Err(reason) => (Err(reason), Vec::new()),
         };
         lanes.reverse();
+        let mut detours = detours.into_iter();
+        let slow_detour = detours.next();
         let mut pulses = Vec::new();
         let mut new_pulse = |name: String| {
             let pulse = options.watchdog.then(|| Pulse::new(name)).transpose();
@@ -157,7 +172,13 @@ impl Dataplane {
                 stop: Arc::clone(&stop),
                 pulse: new_pulse(format!("worker-{number}"))?,
             };
-            let worker = Worker::new(context, Arc::clone(&sockets[number]), tun, lanes.pop());
+            let worker = Worker::new(
+                context,
+                Arc::clone(&sockets[number]),
+                tun,
+                lanes.pop(),
+                detours.next(),
+            );
             workers.push(spawn_worker(worker, number, core)?);
         }
         let facts = Facts {
@@ -183,7 +204,6 @@ impl Dataplane {
             receives,
             control: control_queue,
             queue,
-            drops: own_drops,
             steering,
             timestamps,
             facts,
@@ -191,6 +211,9 @@ impl Dataplane {
             receiver: Receiver::new(),
             suspend,
             refused: RefusedPeers::default(),
+            link: Link::new(link_file, tools, Arc::clone(&own_drops)),
+            drops: own_drops,
+            detour: slow_detour,
             pulse: new_pulse("slow".into())?,
         };
         let slow = thread::Builder::new()
@@ -235,6 +258,29 @@ fn choose_aead(wanted: Aead) -> Result<(), Failure> {
     };
     millrace_aead::choose(wanted).map_err(failed)?;
     Ok(())
+}
+
+/// What control gets to work with, and our ends of its detours: the slow thread's first. Or why there
+/// is nothing.
+fn control_tools(
+    steering: &Steering,
+    port: u16,
+    udp: UdpOptions,
+    workers: usize,
+) -> Result<(Tools, Vec<Detour>), String> {
+    let programs = match steering {
+        Steering::On(programs) => Arc::clone(programs),
+        Steering::Off(reason) => return Err(reason.clone()),
+    };
+    let workers = u8::try_from(workers).ok().and_then(NonZeroU8::new);
+    let workers = workers.ok_or("there are too many workers")?;
+    // The group is steered, so that it gets nothing before it is in its slot.
+    let udp = UdpSocket::bind(UdpOptions { port, ..udp }).map_err(|failure| failure.to_string())?;
+    let (ours, detours) = detour::pairs(1 + usize::from(workers.get()))
+        .map_err(|error| format!("making a pair of sockets failed: {error}"))?;
+    let observer = programs.observed().map(Observer::new).map_err(|error| error.to_string())?;
+    let endpoints = programs.endpoints_writer().map_err(|error| error.to_string())?;
+    Ok((Tools { programs, udp, detours, workers, observer, endpoints }, ours))
 }
 
 /// Starts the thread that runs AF_XDP, with a lane for each worker; or says why there is none.

@@ -10,6 +10,7 @@ use std::{io, iter};
 use arrayvec::ArrayVec;
 use millrace_config::Exit;
 use millrace_config::uapi::{Errno, SetRequest};
+use millrace_ebpf::class::{self, Class};
 use millrace_wg::device::{Device, Output};
 use millrace_wg::limits::UNDER_LOAD_QUEUE;
 use millrace_wg::time::Clock;
@@ -21,7 +22,9 @@ use crate::control::{Command, ControlQueue, Refusal};
 use crate::device_uapi::{self, RefusedPeers};
 use crate::facts::Facts;
 use crate::failure::Failure;
+use crate::io::detour::Detour;
 use crate::io::udp::{self, Receiver, UdpSocket};
+use crate::link::{self, Link};
 use crate::queue::SlowQueue;
 use crate::state::TimestampFile;
 use crate::steering::Steering;
@@ -31,6 +34,9 @@ use crate::watchdog::Pulse;
 const TURN_MESSAGES: usize = 32;
 /// Events and forwarded handshakes likewise.
 const TURN_EVENTS: usize = 256;
+
+/// Runs that control received, likewise.
+const TURN_DETOURS: usize = 32;
 
 /// Everything that the slow thread owns.
 pub struct Slow {
@@ -50,6 +56,9 @@ pub struct Slow {
     pub receiver: Receiver,
     pub suspend: SuspendWatch,
     pub refused: RefusedPeers,
+    pub link: Link,
+    /// Our pair; none where the link has nothing to hand out.
+    pub detour: Option<Detour>,
     /// Where a watchdog is asked for.
     pub pulse: Option<Arc<Pulse>>,
 }
@@ -58,7 +67,7 @@ impl Slow {
     /// Runs until [`Command::Stop`], or until a worker says that the TUN device is gone.
     pub fn run(mut self) -> Result<(), Failure> {
         let end = loop {
-            let clock_jumped = self.wait();
+            let Woken { clock_jumped, by_control, by_detour } = self.wait();
             if self.queue.is_tun_gone() {
                 break Err(Failure::new(
                     Exit::Error,
@@ -73,14 +82,25 @@ impl Slow {
                 self.drain();
             }
             self.receive();
+            if by_detour {
+                self.receive_detoured();
+            }
             self.take_queues();
             if !self.take_commands() {
                 break Ok(());
+            }
+            if by_control {
+                self.serve_control();
             }
             let clock = now();
             if self.device.poll_timeout().is_some_and(|(deadline, _)| deadline <= clock.now) {
                 self.device.handle_timeout(clock);
                 self.drain();
+            }
+            self.link.wake(clock.now);
+            if self.link.deadline().is_some_and(|deadline| deadline <= clock.now) {
+                let Self { link, device, facts, .. } = &mut self;
+                link.keep_up(device, &facts.place(), clock.now);
             }
         };
         self.steering.close();
@@ -89,28 +109,40 @@ impl Slow {
         end
     }
 
-    /// Sleeps until there is something to do. True if a clock jumped.
-    fn wait(&self) -> bool {
-        let timeout = self.device.poll_timeout().map(|(deadline, _reason)| {
+    /// Sleeps until there is something to do.
+    fn wait(&self) -> Woken {
+        let device = self.device.poll_timeout().map(|(deadline, _reason)| deadline);
+        let deadline = device.into_iter().chain(self.link.deadline()).min();
+        let timeout = deadline.map(|deadline| {
             let left = deadline.since(clock::now());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
         let receive = if self.receives { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds: ArrayVec<PollFd<'_>, 5> = ArrayVec::from_iter([
+        let mut fds: ArrayVec<PollFd<'_>, { 6 + link::POLL_MAX }> = ArrayVec::from_iter([
             PollFd::from_borrowed_fd(self.suspend.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.udp.as_fd(), receive),
             PollFd::from_borrowed_fd(self.queue.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
         ]);
+        let detour_at = fds.len();
+        let detour = self.detour.as_ref();
+        fds.extend(detour.map(|detour| PollFd::from_borrowed_fd(detour.as_fd(), PollFlags::IN)));
+        let link_at = fds.len();
+        fds.extend(self.link.poll_fds());
+        let pulse_at = fds.len();
         let pulse = self.pulse.as_deref();
         fds.extend(pulse.map(|pulse| PollFd::from_borrowed_fd(pulse.as_fd(), PollFlags::IN)));
         // Interrupted is as good as woken: the turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
-        if let (Some(pulse), true) = (pulse, fds.last().is_some_and(|fd| !fd.revents().is_empty()))
-        {
+        let any = |fds: &[PollFd<'_>]| fds.iter().any(|fd| !fd.revents().is_empty());
+        if let (Some(pulse), true) = (pulse, any(&fds[pulse_at..])) {
             pulse.answer();
         }
-        !fds[0].revents().is_empty()
+        Woken {
+            clock_jumped: any(&fds[..1]),
+            by_detour: any(&fds[detour_at..link_at]),
+            by_control: any(&fds[link_at..pulse_at]),
+        }
     }
 
     /// Handshakes from our own socket.
@@ -134,10 +166,36 @@ impl Slow {
                 continue;
             }
             for datagram in message.bytes.chunks_mut(message.segment_len) {
-                self.device.handle_datagram(clock, message.source, datagram, waiting);
+                match class::classify(datagram) {
+                    // Ours only while control, whose it is, has no socket in the group.
+                    Class::Stun | Class::Disco | Class::Geneve => {
+                        self.drops.add(Drop::ControlAbsent, 1);
+                    }
+                    _ => self.device.handle_datagram(clock, message.source, datagram, waiting),
+                }
             }
         }
         self.drain();
+    }
+
+    /// Handshakes that control received.
+    fn receive_detoured(&mut self) {
+        let Some(detour) = &mut self.detour else { return };
+        let clock = now();
+        for _ in 0..TURN_DETOURS {
+            let waiting = self.queue.handshakes_waiting();
+            let Some(received) = detour.receive(&self.drops) else { break };
+            let Some((slot, mut run)) = received else { continue };
+            for message in run.messages() {
+                self.device.handle_datagram(clock, Endpoint::detour(slot), message, waiting);
+            }
+        }
+        self.drain();
+    }
+
+    fn serve_control(&mut self) {
+        let Self { link, device, facts, .. } = self;
+        link.serve(device, &facts.place());
     }
 
     /// What workers pushed.
@@ -162,6 +220,9 @@ impl Slow {
     /// False when it is time to end.
     fn take_commands(&mut self) -> bool {
         while let Some(command) = self.control.take() {
+            if !matches!(command, Command::Get { .. }) {
+                self.link.note_change(clock::now());
+            }
             match command {
                 Command::Get { reply } => {
                     let state = device_uapi::state(
@@ -169,6 +230,7 @@ impl Slow {
                         &self.facts,
                         &self.refused,
                         &self.steering,
+                        &self.link,
                     );
                     // The asker may have given up.
                     let _ = reply.send(state);
@@ -200,10 +262,9 @@ impl Slow {
             for socket in
                 iter::once(&*self.udp).chain(self.facts.worker_sockets.iter().map(AsRef::as_ref))
             {
-                socket.set_mark(mark).map_err(|error| {
-                    Refusal::new(Errno::Permission, format!("setting fwmark: {error}"))
-                })?;
+                socket.set_mark(mark).map_err(refused_mark)?;
             }
+            self.link.set_mark(mark).map_err(refused_mark)?;
             self.facts.fwmark.store(mark, Ordering::Relaxed);
         }
         device_uapi::apply(&mut self.device, &mut self.refused, now(), change)
@@ -211,6 +272,13 @@ impl Slow {
 
     /// Sends one datagram; from another of our addresses if that of the endpoint is gone.
     fn send(&self, to: Endpoint, tos: u8, bytes: &[u8]) -> io::Result<()> {
+        if let Some(slot) = to.detour_slot() {
+            match &self.detour {
+                Some(detour) => detour.send(slot, bytes.len(), bytes, &self.drops),
+                None => self.drops.add(Drop::DetourGone, 1),
+            }
+            return Ok(());
+        }
         match self.udp.send(&to, tos, bytes, bytes.len()) {
             Err(error) if to.local.is_some() && udp::blames_source(&error) => {
                 let to = Endpoint { local: None, ifindex: 0, ..to };
@@ -239,6 +307,17 @@ impl Slow {
             }
         }
     }
+}
+
+/// Why the slow thread does not sleep.
+struct Woken {
+    clock_jumped: bool,
+    by_control: bool,
+    by_detour: bool,
+}
+
+fn refused_mark(error: io::Error) -> Refusal {
+    Refusal::new(Errno::Permission, format!("setting fwmark: {error}"))
 }
 
 fn now() -> Clock {

@@ -25,11 +25,12 @@ use millrace_wg::rx::{self, Opened, RxPacket};
 use millrace_wg::segment::Plan;
 use millrace_wg::tx::{Push, Transmit, TxBatch};
 use millrace_wg::vnet::VnetHdr;
-use millrace_wg::{Drop, DropCounters, Instant, Shared, Tables};
+use millrace_wg::{Drop, DropCounters, Endpoint, Instant, PeerSlot, Shared, Tables};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::by_socket::{self, BySocket};
 use crate::clock;
+use crate::io::detour::Detour;
 use crate::io::frame::{self, Datagram};
 use crate::io::icmp::IcmpSender;
 use crate::io::lane::{self, Lane};
@@ -47,11 +48,13 @@ const NO_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 const FILL_READS: usize = 4 * BATCH_PACKETS;
 /// Batches that one turn sends before it looks at the socket again.
 const TURN_FLUSHES: usize = 4;
+/// Runs from control that one turn takes.
+const TURN_DETOURS: usize = 8;
 /// Slices of one TUN write: the vnet header, the packet's headers, one payload a packet.
 const SLICES_MAX: usize = COALESCED_MAX + 2;
 
-/// Descriptors that one wait looks at: socket, TUN, stop, mailbox, AF_XDP sockets, pulse.
-const POLL_MAX: usize = 4 + 64 + 1;
+/// Descriptors that one wait looks at: socket, TUN, stop, mailbox, AF_XDP sockets, detour, pulse.
+const POLL_MAX: usize = 4 + 64 + 2;
 /// A full transmit ring drains in less than this.
 const RING_FULL_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
 /// How often a worker that has nothing else to do looks whether its frames were sent.
@@ -97,6 +100,10 @@ pub struct Worker {
     outbound: Outbound,
     /// Place for AF_XDP sockets, where a port runs.
     lane: Option<Lane>,
+    /// To and from control, where it can be.
+    detour: Option<Detour>,
+    /// Runs from control wait.
+    detoured: bool,
 }
 
 /// The sending half's state between turns.
@@ -125,7 +132,13 @@ enum Sent {
 }
 
 impl Worker {
-    pub fn new(context: Context, udp: Arc<UdpSocket>, tun: TunQueue, lane: Option<Lane>) -> Self {
+    pub fn new(
+        context: Context,
+        udp: Arc<UdpSocket>,
+        tun: TunQueue,
+        lane: Option<Lane>,
+        detour: Option<Detour>,
+    ) -> Self {
         let outbound = Outbound {
             batch: TxBatch::new(),
             packet: vec![0; tun::READ_LEN].into_boxed_slice(),
@@ -144,6 +157,8 @@ impl Worker {
             refused: Vec::with_capacity(tun::READ_LEN),
             outbound,
             lane,
+            detour,
+            detoured: false,
         }
     }
 
@@ -156,7 +171,7 @@ impl Worker {
     pub fn run(mut self) -> End {
         let mut turns = 0_u32;
         loop {
-            let received = self.receive() | self.receive_frames();
+            let received = self.receive() | self.receive_frames() | self.receive_detoured();
             let busy = self.transmit() || received;
             turns = turns.wrapping_add(1);
             // A worker that never rests must still notice a socket that has room again, and its
@@ -261,10 +276,47 @@ impl Worker {
         any
     }
 
+    /// Step 1 for runs that control received. Only a look at the descriptors says that there are
+    /// some: without them this costs nothing.
+    fn receive_detoured(&mut self) -> bool {
+        if !self.detoured {
+            return false;
+        }
+        let Self { context, tun, coalescer, refused, detour: Some(detour), .. } = self else {
+            return false;
+        };
+        let tables = context.shared.tables.load();
+        for _ in 0..TURN_DETOURS {
+            let Some(received) = detour.receive(&context.drops) else {
+                self.detoured = false;
+                break;
+            };
+            let Some((slot, mut run)) = received else { continue };
+            let source = Endpoint::detour(slot);
+            let mut inner_path = InnerPath { context, tun, coalescer, refused, tables: &tables };
+            let mut packets: ArrayVec<RxPacket<'_>, BATCH_PACKETS> = ArrayVec::new();
+            let mut inner = Opened::new();
+            for datagram in run.messages() {
+                if datagram.first() != Some(&4) {
+                    not_data(context, source, datagram);
+                    continue;
+                }
+                packets.push(RxPacket { datagram, source, ecn: 0 });
+                if packets.is_full() {
+                    inner_path.open(&mut packets, &mut inner);
+                }
+            }
+            inner_path.open(&mut packets, &mut inner);
+            inner_path.write(&mut inner);
+        }
+        true
+    }
+
     /// Step 2. True if there was anything to do, and it could be done.
     fn transmit(&mut self) -> bool {
-        let Self { context, udp, tun, outbound, lane, .. } = self;
-        let mut out = Out { context, socket: context.by_socket(udp), lane: lane.as_mut() };
+        let Self { context, udp, tun, outbound, lane, detour, .. } = self;
+        let (socket, detour) = (context.by_socket(udp), detour.as_ref());
+        let mut out = Out { context, socket, lane: lane.as_mut(), detour };
         if !outbound.go_on(&mut out) {
             return false;
         }
@@ -301,9 +353,13 @@ impl Worker {
         fds.push(PollFd::from_borrowed_fd(self.context.stop.as_fd(), PollFlags::IN));
         if let Some(lane) = &self.lane {
             fds.push(PollFd::from_borrowed_fd(lane.mailbox_fd(), PollFlags::IN));
-            let sockets = lane.sockets().take(POLL_MAX - 1 - fds.len());
+            let sockets = lane.sockets().take(POLL_MAX - 2 - fds.len());
             fds.extend(sockets.map(|xsk| PollFd::from_borrowed_fd(xsk.as_fd(), PollFlags::IN)));
         }
+        let lane_end = fds.len();
+        let detour = self.detour.as_ref();
+        fds.extend(detour.map(|detour| PollFd::from_borrowed_fd(detour.as_fd(), PollFlags::IN)));
+        let detour_end = fds.len();
         let pulse = self.context.pulse.as_deref();
         fds.extend(pulse.map(|pulse| PollFd::from_borrowed_fd(pulse.as_fd(), PollFlags::IN)));
         // Interrupted is as good as woken: the next turn looks at everything.
@@ -311,8 +367,10 @@ impl Worker {
         let is_broken = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP);
         let writable = fds[0].revents().contains(PollFlags::OUT);
         let (tun_gone, stopped) = (is_broken(&fds[1]), !fds[2].revents().is_empty());
-        let lane_broken = fds.iter().skip(4).any(is_broken);
-        let asked = fds.last().is_some_and(|fd| !fd.revents().is_empty());
+        let lane_broken = fds[3..lane_end].iter().skip(1).any(is_broken);
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        self.detoured = fds[lane_end..detour_end].iter().any(is_ready);
+        let asked = fds[detour_end..].iter().any(is_ready);
         if let (true, Some(pulse)) = (asked, pulse) {
             pulse.answer();
         }
@@ -334,7 +392,7 @@ impl Worker {
 }
 
 /// A datagram that is no data message: handshakes go to the slow thread, the rest is counted.
-fn not_data(context: &Context, source: millrace_wg::Endpoint, datagram: &[u8]) {
+fn not_data(context: &Context, source: Endpoint, datagram: &[u8]) {
     let is_handshake = matches!(
         (datagram.first(), datagram.len()),
         (Some(1), INITIATION_LEN) | (Some(2), RESPONSE_LEN) | (Some(3), COOKIE_REPLY_LEN)
@@ -537,11 +595,16 @@ struct Out<'w> {
     context: &'w Context,
     socket: BySocket<'w>,
     lane: Option<&'w mut Lane>,
+    detour: Option<&'w Detour>,
 }
 
 impl Out<'_> {
     /// Sends `transmit` from byte `offset` on: into a ring, or by socket where the lane cannot.
     fn send(&mut self, transmit: &Transmit<'_>, offset: usize, now: Instant) -> Sent {
+        if let Some(slot) = transmit.endpoint.detour_slot() {
+            self.detour(slot, transmit);
+            return Sent::All;
+        }
         if let Some(lane) = &mut self.lane {
             match lane.send(transmit, offset, now) {
                 lane::Sent::All => return Sent::All,
@@ -552,6 +615,19 @@ impl Out<'_> {
         match self.socket.send(transmit, offset) {
             by_socket::Sent::All => Sent::All,
             by_socket::Sent::Blocked(bytes) => Sent::Blocked(bytes),
+        }
+    }
+
+    /// Never to the wire, whatever happens: control has it, or nobody.
+    #[cold]
+    fn detour(&self, slot: PeerSlot, transmit: &Transmit<'_>) {
+        let Transmit { segment_len, bytes, .. } = *transmit;
+        match self.detour {
+            Some(detour) => detour.send(slot, segment_len, bytes, &self.context.drops),
+            None => {
+                let packets = bytes.len().div_ceil(segment_len.max(1));
+                self.context.drops.add(Drop::DetourGone, packets as u64);
+            }
         }
     }
 

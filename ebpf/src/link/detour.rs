@@ -97,12 +97,14 @@ impl DetourSocket {
     }
 
     /// One datagram into `buffer`, which should be [`BUFFER_LEN`] long: the part of it to
-    /// [`Run::parse`]. None if there is nothing now.
+    /// [`Run::parse`]. None if there is nothing now; an error if the other side is gone.
     pub fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<&'b mut [u8]>> {
         let mut none: [MaybeUninit<u8>; 0] = [];
         let mut none = RecvAncillaryBuffer::new(&mut none);
         let mut parts = [IoSliceMut::new(buffer)];
         match recvmsg(&self.0, &mut parts, &mut none, RecvFlags::DONTWAIT) {
+            // No run is empty: it is the end of the connection.
+            Ok(received) if received.bytes == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(received) => Ok(Some(&mut buffer[..received.bytes])),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
@@ -174,6 +176,7 @@ mod tests {
         drop(theirs);
         let gone = ours.send(0, 1000, &[4; 1000]).unwrap_err();
         assert_ne!(gone.kind(), io::ErrorKind::WouldBlock);
+        ours.receive(&mut [0; 64]).unwrap_err();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The devices that a worker reads and writes. Everything below a batch of packets is here.
 
+pub mod detour;
 pub mod ethtool;
 pub mod frame;
 pub mod icmp;

@@ -8,6 +8,8 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::thread;
+use std::time::Duration;
 
 use millrace_wg::{Drop, Endpoint};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
@@ -27,6 +29,10 @@ const CONTROL_LEN: usize = 128;
 /// Send and receive buffers: what a fast link brings while the worker is busy elsewhere.
 const SOCKET_BUFFER_LEN: usize = 8 << 20;
 
+/// How long the port may be another's when we start: tries, and the time between two.
+const PORT_TRIES: u32 = 60;
+const PORT_PAUSE: Duration = Duration::from_millis(50);
+
 /// One socket of the port.
 #[derive(Debug)]
 pub struct UdpSocket {
@@ -44,28 +50,17 @@ pub struct UdpOptions {
 
 impl UdpSocket {
     /// The first socket of the port. Another program of our user that also shares its port would
-    /// let us in and take half of our packets, so a plain bind goes first.
+    /// let us in and take half of our packets, so a plain bind goes first. Control of a data plane
+    /// that was killed has the port until it sees the end: hence some patience.
     pub fn bind_first(options: UdpOptions) -> Result<Self, Failure> {
-        if options.port != 0 {
-            let alone = |domain, ip: IpAddr| {
-                let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-                if domain == Domain::IPV6 {
-                    socket.set_only_v6(true)?;
+        for left in (0..PORT_TRIES).rev() {
+            match bind_alone(options.port) {
+                Err(_) if left > 0 => thread::sleep(PORT_PAUSE),
+                Err(error) => {
+                    let doing = format!("binding UDP port {}", options.port);
+                    return Err(Failure::from_io(&doing, &error));
                 }
-                socket.bind(&SockAddr::from(SocketAddr::new(ip, options.port)))
-            };
-            for (domain, ip) in [
-                (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
-                (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
-            ] {
-                match alone(domain, ip) {
-                    Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
-                        let doing = format!("binding UDP port {}", options.port);
-                        return Err(Failure::from_io(&doing, &error));
-                    }
-                    // Without IPv6, or closed again at once: the port is free.
-                    _ => {}
-                }
+                Ok(()) => break,
             }
         }
         Self::bind(options)
@@ -169,6 +164,15 @@ impl UdpSocket {
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(numbers[NUMBERS - 1].into()) }
     }
 
+    /// Throws away what waits to be received, and says how many datagrams that were.
+    pub fn discard_received(&self) -> usize {
+        /// More than the buffer holds.
+        const MESSAGES_MAX: usize = 1 << 20;
+        let mut nothing = [MaybeUninit::uninit(); 1];
+        let more = |_: &usize| self.socket.recv(&mut nothing).is_ok();
+        (0..MESSAGES_MAX).take_while(more).count()
+    }
+
     /// Whether IPv6 peers can be reached.
     pub fn is_v6(&self) -> bool {
         self.v6
@@ -253,6 +257,30 @@ impl UdpSocket {
             }
         }
     }
+}
+
+/// Binds the port without sharing it, and gives it up again. What the port is not to blame for is no
+/// error: a host without IPv6, for one.
+fn bind_alone(port: u16) -> io::Result<()> {
+    if port == 0 {
+        return Ok(());
+    }
+    for (domain, ip) in [
+        (Domain::IPV4, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
+    ] {
+        let bound = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).and_then(|socket| {
+            if domain == Domain::IPV6 {
+                socket.set_only_v6(true)?;
+            }
+            socket.bind(&SockAddr::from(SocketAddr::new(ip, port)))
+        });
+        match bound {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl AsFd for UdpSocket {
