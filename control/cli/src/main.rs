@@ -3,13 +3,16 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod control_client;
 mod keys;
 mod lifecycle;
 mod netcheck;
+mod reach;
 mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use millrace_config::{Config, Exit};
@@ -68,6 +71,43 @@ enum Command {
     /// Needs no daemon and no rights. Exit code 0 as wished, 3 if peers will often be reached only by
     /// relay, 4 if nobody answers. Example: millrace netcheck --relay https://relay.example.net
     Netcheck(netcheck::Arguments),
+    /// Ping a peer along the path that the tunnel takes now, and say which that is.
+    ///
+    /// Exit code 0 direct, 3 through a relay, 4 no answer.
+    ///
+    /// Example: millrace ping site-b --until-direct
+    Ping {
+        /// Name of the peer, its public key, or the start of that.
+        peer: String,
+        /// The interface; needed only if several run.
+        #[arg(long, short)]
+        interface: Option<String>,
+        /// How many pings, one a second.
+        #[arg(long, short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+        count: u32,
+        /// Stop at the first direct answer, however many it takes.
+        #[arg(long)]
+        until_direct: bool,
+        /// Seconds after which it ends (with --until-direct: 60).
+        #[arg(long)]
+        timeout: Option<u64>,
+        /// Print documents millrace.pong/1, one a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say why a peer is reached as it is: every way that was tried, and what would help.
+    ///
+    /// Exit code 0 direct, 3 through a relay, 4 not reached.
+    Why {
+        /// Name of the peer, its public key, or the start of that.
+        peer: String,
+        /// The interface; needed only if several run.
+        #[arg(long, short)]
+        interface: Option<String>,
+        /// Print the document millrace.why/1.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a new private key.
     ///
     /// Example: (umask 077; millrace genkey > private.key)
@@ -129,6 +169,12 @@ fn main() -> ExitCode {
             status(interface.as_deref(), json, verbose, check)
         }
         Command::Netcheck(arguments) => netcheck::run(&arguments),
+        Command::Ping { peer, interface, count, until_direct, timeout, json } => {
+            let timeout = timeout.or(until_direct.then_some(60)).map(Duration::from_secs);
+            let options = reach::PingOptions { count, until_direct, timeout, json };
+            reach::ping(interface.as_deref(), &peer, &options)
+        }
+        Command::Why { peer, interface, json } => reach::why(interface.as_deref(), &peer, json),
         Command::Genkey => print(&keys::private_key().to_base64()),
         Command::Pubkey => keys::public_key_of_stdin().and_then(|key| print(&key)),
         Command::Genpsk => print(&keys::preshared_key().to_base64()),
