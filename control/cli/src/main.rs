@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use millrace_config::paths::Request;
 use millrace_config::{Config, Exit};
 
 /// Runs and looks at WireGuard gateways of millrace.
@@ -217,11 +218,23 @@ fn status(
         Some(Check::Ready) => return Ok(Exit::NotConnected),
         None => {}
     }
+    let paths = match control_client::ask(&interface, &Request::Status) {
+        Ok(answer) => Some(answer),
+        // Plain WireGuard is no fault; a control process that cannot answer is one.
+        Err(problem) if problem.exit == Exit::NotRunning => None,
+        Err(problem) => {
+            eprintln!("millrace: {}", problem.sentence);
+            None
+        }
+    };
+    let failed = |error| Problem::new(Exit::Error, format!("writing JSON: {error}"));
     let text = if json {
-        serde_json::to_string_pretty(&status)
-            .map_err(|error| Problem::new(Exit::Error, format!("writing JSON: {error}")))?
+        let mut document = serde_json::to_value(&status).map_err(failed)?;
+        document["paths"] = paths.unwrap_or(serde_json::Value::Null);
+        serde_json::to_string_pretty(&document).map_err(failed)?
     } else {
-        show::text(&status, verbose)
+        let paths = paths.and_then(|paths| serde_json::from_value(paths).ok());
+        show::text(&status, paths.as_ref(), verbose)
     };
     print(text.trim_end())?;
     Ok(show::exit(&status))

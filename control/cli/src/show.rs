@@ -3,13 +3,20 @@
 use std::fmt::Write;
 
 use millrace_config::Exit;
+use millrace_config::paths::{PathKind, Paths};
 use millrace_config::status::{Health, Peer, Status};
 use millrace_ebpf::drops;
 
-pub(crate) fn text(status: &Status, verbose: bool) -> String {
+use crate::reach::{milliseconds, path_text};
+
+/// `paths`: what the control process says, where one runs.
+pub(crate) fn text(status: &Status, paths: Option<&Paths>, verbose: bool) -> String {
     let mut out = String::new();
     header(&mut out, status);
-    peers(&mut out, &status.peers);
+    peers(&mut out, &status.peers, paths);
+    if let Some(paths) = paths {
+        ways(&mut out, paths, verbose);
+    }
     dropped(&mut out, status, verbose);
     if verbose {
         dataplane(&mut out, status);
@@ -53,17 +60,16 @@ fn header(out: &mut String, status: &Status) {
     }
 }
 
-fn peers(out: &mut String, peers: &[Peer]) {
-    let mut rows = vec![
-        ["PEER", "ENDPOINT", "ALLOWED IPS", "HANDSHAKE", "RX", "TX", "KEEPALIVE"]
-            .map(str::to_owned),
-    ];
+fn peers(out: &mut String, peers: &[Peer], paths: Option<&Paths>) {
+    let way = if paths.is_some() { "PATH" } else { "ENDPOINT" };
+    let mut rows =
+        vec![["PEER", way, "ALLOWED IPS", "HANDSHAKE", "RX", "TX", "KEEPALIVE"].map(str::to_owned)];
     rows.extend(peers.iter().map(|peer| {
         [
             peer.name
                 .clone()
                 .unwrap_or_else(|| peer.public_key.chars().take(10).collect::<String>() + "…"),
-            endpoint(peer),
+            way_of(peer, paths),
             peer.allowed_ips.join(", "),
             peer.last_handshake_age_seconds.map_or_else(|| "never".to_owned(), age),
             bytes(peer.rx_bytes),
@@ -89,6 +95,65 @@ fn endpoint(peer: &Peer) -> String {
         (Some(endpoint), _) => endpoint.clone(),
         (None, "detour") => "by control".to_owned(),
         (None, _) => "–".to_owned(),
+    }
+}
+
+/// How a peer is reached: as control says, or where plain WireGuard last heard it.
+fn way_of(peer: &Peer, paths: Option<&Paths>) -> String {
+    let endpoint = endpoint(peer);
+    let path =
+        paths.and_then(|paths| paths.peers.iter().find(|path| path.public_key == peer.public_key));
+    let Some(path) = path else { return endpoint };
+    if path.path == PathKind::Plain {
+        return format!("plain {endpoint}");
+    }
+    let mut text = path_text(path);
+    if let Some(rtt) = path.rtt_seconds {
+        let _ = write!(text, " {}", milliseconds(rtt));
+    }
+    let _ = write!(text, " since {}", age(path.since_seconds as u64));
+    if path.idle {
+        text += ", idle";
+    }
+    text
+}
+
+/// Relays, and what is between us and the others.
+fn ways(out: &mut String, paths: &Paths, verbose: bool) {
+    for relay in &paths.relays {
+        let home = if paths.home_relay.as_ref() == Some(&relay.url) { " (home)" } else { "" };
+        let rtt = relay.rtt_seconds.map(milliseconds).unwrap_or_default();
+        let _ = writeln!(out, "relay {}{home}: {} {rtt}", relay.url, relay.state);
+        if !relay.health.is_empty() {
+            let _ = writeln!(out, "! relay {} says: {}", relay.url, relay.health);
+        }
+    }
+    let nat = &paths.nat;
+    let mapping = match nat.mapping_varies {
+        Some(true) => ", another for each destination (hard NAT)",
+        Some(false) => ", the same for all destinations",
+        None => "",
+    };
+    let seen =
+        if nat.seen.is_empty() { "by no STUN server".to_owned() } else { nat.seen.join(", ") };
+    let _ = writeln!(out, "seen {seen}{mapping}");
+    if let Some(mapping) = &nat.port_mapping {
+        let _ = writeln!(out, "port mapping {mapping}");
+    }
+    if let Some(problem) = &paths.problem {
+        let _ = writeln!(out, "! {problem}");
+    }
+    for peer in paths.peers.iter().filter(|peer| peer.path != PathKind::Direct && !peer.idle) {
+        if peer.path != PathKind::Plain {
+            let key = &peer.public_key;
+            let _ = writeln!(out, "! {key} is not reached directly: millrace why {key}");
+        }
+    }
+    if verbose {
+        for counter in paths.counters.iter().filter(|counter| counter.count > 0) {
+            let _ =
+                writeln!(out, "  {:>10}  {:<22}  {}", counter.count, counter.name, counter.meaning);
+        }
     }
 }
 

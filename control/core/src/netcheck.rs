@@ -94,6 +94,8 @@ pub enum Input<'i> {
     Start(Setup),
     /// Something that the demultiplexer took for STUN.
     Datagram { socket: Socket, from: SocketAddr, bytes: &'i [u8] },
+    /// A datagram could not leave: there is no way there from here.
+    Unsendable { socket: Socket, to: SocketAddr },
     /// What came of [`Output::Connect`].
     Connected { relay: &'i str, report: TcpReport },
     /// What came of [`Output::LookForPortal`]: whether somebody else answered; none: nobody did.
@@ -211,6 +213,11 @@ impl Netcheck {
                 Some(check) => check.datagram(now, socket, from, bytes, &mut self.refused),
                 None => self.refused.count(Refused::Unasked),
             },
+            Input::Unsendable { socket, to } => {
+                if let Some(check) = &mut self.check {
+                    check.unsendable(now, socket, to, &mut self.refused);
+                }
+            }
             Input::Connected { relay, report } => {
                 let known = self.check.as_mut().is_some_and(|check| check.connected(relay, report));
                 self.refuse_unless(known);

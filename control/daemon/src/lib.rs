@@ -11,6 +11,7 @@ pub mod failure;
 pub mod gateway;
 pub mod limits;
 pub mod names;
+pub mod netcheck_driver;
 pub mod network;
 pub mod plane;
 pub mod privileges;

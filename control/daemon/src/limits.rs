@@ -93,3 +93,14 @@ pub const CREDENTIALS_FILE_MAX: u64 = 4 << 10;
 pub const CERTIFICATE_FILE_MAX: u64 = 4 << 20;
 /// TCP's own keepalive, for the time when neither side says anything.
 pub const RELAY_KEEPALIVE_INTERVAL_S: u64 = 30;
+
+// Netcheck.
+
+/// What one step of looking for a captive portal may take: a look-up and a connection, an answer.
+pub const PORTAL_STEP_LIMIT: Duration = Duration::from_secs(2);
+/// Addresses of a relay that are asked for a captive portal.
+pub const PORTAL_ADDRESSES_MAX: usize = 2;
+/// Bytes of the answer that are read: its head is all that counts.
+pub const PORTAL_ANSWER_MAX: usize = 8 << 10;
+/// Datagrams that one turn takes from one socket.
+pub const NETCHECK_TURN_MAX: usize = 64;

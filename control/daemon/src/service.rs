@@ -34,6 +34,11 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         .map_err(|e| Failure::from_io(format_args!("listening at {shown}"), &e))?;
     let monitor = Monitor::new().and_then(|monitor| monitor.follow_routes().map(|()| monitor));
     let monitor = monitor.map_err(failed("asking for news of the network"))?;
+    // While we may: the directory is root's.
+    let pid_file = directory.join(format!("{name}.control.pid"));
+    let shown = pid_file.display();
+    fs::write(&pid_file, format!("{}\n", std::process::id()))
+        .map_err(|e| Failure::from_io(format_args!("writing {shown}"), &e))?;
     privileges::restrict();
     let gateway = Gateway::new(&name, config.discovery);
     let gateway = gateway.map_err(failed("looking at the network"))?;

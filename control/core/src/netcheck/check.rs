@@ -167,6 +167,22 @@ impl Check {
         self.settle(now, index, outcome, refused);
     }
 
+    /// Nobody will answer what did not leave: a host without IPv6 need not wait for it.
+    pub(super) fn unsendable(
+        &mut self,
+        now: Instant,
+        socket: Socket,
+        to: SocketAddr,
+        refused: &mut Counters,
+    ) {
+        for index in 0..self.probes.len() {
+            let Some(probe) = self.probes.get(index) else { return };
+            if probe.outcome.is_none() && (probe.socket, probe.to) == (socket, to) {
+                self.settle(now, index, Outcome::Unable, refused);
+            }
+        }
+    }
+
     /// Whether this relay was asked for.
     pub(super) fn connected(&mut self, relay: &str, report: TcpReport) -> bool {
         let index = self.setup.servers.iter().position(|server| server.name == relay);
