@@ -36,6 +36,8 @@ pub const RELAY_READ_MAX: usize = 128 << 10;
 /// Larger frames of a relay end the connection. The largest that carries a packet fits; infos, which
 /// the protocol allows a mebibyte, have a hundred bytes.
 pub const RELAY_FRAME_MAX: usize = PACKET_FRAME_MAX;
+/// What a relay may send before it has heard us; a frame that has begun is shorter.
+pub const RELAY_UNREAD_MAX: usize = 128 << 10;
 /// Bytes that are handed to the kernel at once: four TLS records.
 pub const RELAY_WRITE_MAX: usize = 64 << 10;
 /// Data that the kernel keeps unsent: what is there cannot be dropped any more.

@@ -298,16 +298,16 @@ impl RelayClient {
     /// Queues a packet. Data that finds no connection is dropped; disco, introductions and
     /// handshakes wait a while for one.
     pub fn send(&mut self, now: Instant, to: PublicKey, packet: &[u8]) {
-        let mut up = false;
+        let (mut up, mut writing) = (false, false);
         if let Stage::Wire(wire) = &mut self.stage
             && let Step::Up { liveness, .. } = &mut wire.step
         {
             liveness.sent(now);
-            up = true;
+            (up, writing) = (true, wire.writing);
         }
         self.outbox.push(now, to, packet, up);
         // A long batch goes out in pieces, before the queue drops its head.
-        if up && self.outbox.len() >= limits::RELAY_WRITE_MAX {
+        if up && !writing && self.outbox.len() >= limits::RELAY_WRITE_MAX {
             self.flush(now);
         }
     }

@@ -45,6 +45,8 @@ pub enum RelayFailure {
     BoxKeyLimit(Duration),
     #[error(transparent)]
     Dead(#[from] Dead),
+    #[error("it sends on and on while it should wait for our login")]
+    TooMuch,
     #[error("it closed the connection{0}")]
     Closed(&'static str),
     #[error("the connection broke: {0}")]
@@ -84,13 +86,16 @@ impl RelayFailure {
         let Answer { status, reason, authenticate, .. } = answer;
         let said = format!("the proxy answers {status} {reason}");
         Self::ProxyRefused(match status {
-            407 if sent_credentials => format!("{said}: it does not take this user and password"),
-            407 if authenticate.to_ascii_lowercase().contains("basic") => {
+            // Some proxies say 401 though they are none of the origin's servers (tinyproxy).
+            401 | 407 if sent_credentials => {
+                format!("{said}: it does not take this user and password")
+            }
+            401 | 407 if authenticate.to_ascii_lowercase().contains("basic") => {
                 format!("{said}: it wants a user and a password (proxy_credentials_file)")
             }
-            407 => format!("{said}: it wants {authenticate}, and only Basic can be given"),
+            401 | 407 => format!("{said}: it wants {authenticate}, and only Basic can be given"),
             403 | 405 => format!("{said}: it does not allow tunnels to this host and port"),
-            502..=504 => format!("{said}: it does not reach the relay"),
+            500 | 502..=504 => format!("{said}: it does not reach the relay"),
             _ => said,
         })
     }

@@ -86,7 +86,7 @@ impl Answer {
         let answer = Self {
             status: response.code.unwrap_or_default(),
             reason: printable(response.reason.unwrap_or_default().as_bytes()),
-            authenticate: header("proxy-authenticate"),
+            authenticate: header("proxy-authenticate") + &header("www-authenticate"),
             location: header("location"),
         };
         Ok(Some((answer, len)))

@@ -72,6 +72,9 @@ impl Link {
     pub fn read(&mut self) -> Result<Brought, RelayFailure> {
         self.plain.drain(..self.taken);
         self.taken = 0;
+        if self.plain.len() > limits::RELAY_UNREAD_MAX {
+            return Err(RelayFailure::TooMuch);
+        }
         let buffer = self.tls.as_mut().map_or(&mut self.plain, |tls| &mut tls.cipher);
         buffer.reserve(limits::RELAY_READ_MAX);
         match rustix::io::read(&self.stream, spare_capacity(buffer)) {
