@@ -36,7 +36,10 @@ impl LinkFile {
         let new = directory.join("socket");
         let bound = LinkListener::bind(&new).and_then(|listener| {
             if group.is_some() {
-                chown(&new, None, group)?;
+                chown(&new, None, group).map_err(|error| {
+                    let what = format!("giving it to group {} (CAP_CHOWN): {error}", link::GROUP);
+                    io::Error::new(error.kind(), what)
+                })?;
             }
             let mode = if group.is_some() { 0o660 } else { 0o600 };
             fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;

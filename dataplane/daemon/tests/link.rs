@@ -360,6 +360,18 @@ fn a_tunnel_lives_by_detours_alone() {
         });
     }
 
+    // New keys come the same way.
+    let handshakes: Vec<_> =
+        controls.iter().map(|control| control.observed().handshake_ns).collect();
+    for state in ["down", "up"] {
+        let line = format!("link set {} {state}", world.tunnel.a.interface());
+        world.tunnel.a.namespace().ip([line]).unwrap();
+    }
+    world.ping_again(&world.site.a, &world.site.b);
+    for (control, before) in controls.iter_mut().zip(handshakes) {
+        control.wait("a new handshake", |control| control.observed().handshake_ns > before);
+    }
+
     // Killed and started again, it has new sockets and maps, and a new session by the same way. Until
     // control sees the end, the port is still taken.
     let runs = shuttle.finish();

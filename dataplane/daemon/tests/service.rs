@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{World, drop_count};
+use millrace_ebpf::link::{self, LinkClient};
 use millrace_lab::{
     Daemon, Gateway, GatewayOptions, HungThread, Implementation, Lab, TunnelOptions,
     keys::random_key, ping::Ping, wait_for,
@@ -104,6 +105,11 @@ fn a_reload_takes_a_good_file_over_and_leaves_all_alone_for_a_bad_one() {
 fn an_idle_tunnel_does_not_wake_up_and_few_privileges_are_left() {
     let mut world = world();
     let pid = world.tunnel.a.daemon().pid();
+    // Control sees traffic without a tick of ours.
+    let _control = LinkClient::connect(&link::path(world.tunnel.a.interface())).unwrap();
+    let connected =
+        || common::fact(&world.tunnel.a, "control")?.strip_prefix("connected").map(drop);
+    wait_for("control to be connected", LIMIT, connected).unwrap();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();

@@ -41,7 +41,7 @@ pub struct MapHandles {
     pub abi: OwnedFd,
     /// Write: control is its one writer.
     pub endpoints: OwnedFd,
-    /// Read.
+    /// Read. (Linux maps no array whose fd can only be read, so that not to write is a promise.)
     pub observed: OwnedFd,
     pub stats: OwnedFd,
     pub drops: OwnedFd,
