@@ -8,6 +8,10 @@
 //! * Own addresses as others see them, in [`Network::addresses`]: nothing sends to itself.
 //! * [`Input::Traffic`] while the tunnel carries packets: without it a peer is idle, and an idle
 //!   one is kept, not searched for.
+//! * [`Input::ReceivedDirectly`] about as often as pings, a few times a second, as long as there is
+//!   news: a peer whose control process is away answers none, and its tunnel lives.
+//! * [`Input::PeerGone`] when a relay says so of a packet to the peer.
+//! * Packets for a peer whose relay is down go to our own relay: both may be about to move there.
 //! * The path in the data plane's table at the start ([`Input::AddPeer`]), so that a restart moves
 //!   nobody's tunnel.
 
@@ -24,9 +28,9 @@ use crate::introduce::{self, Home, IntroduceError};
 use crate::limits::{FRAME_LEN_MIN, PROBES_IN_ALL};
 use crate::output::{Event, Output, Reason, Refused, Route};
 use crate::path::{Pair, UplinkId};
-pub use crate::peer::Uplink;
 pub use crate::peer::report::{PathReport, PathState, Report};
 use crate::peer::{Context, Own, Peer};
+pub use crate::peer::{Held, Uplink};
 use crate::sealed::{BoxKey, PublicKey, SecretKey};
 use crate::time::Instant;
 
@@ -88,6 +92,17 @@ pub enum Input<'i> {
     },
     /// The tunnel carries packets to or from the peer: once a second is enough.
     Traffic {
+        peer: PublicKey,
+    },
+    /// The tunnel's last authenticated packet from the peer that no relay brought came from there,
+    /// then.
+    ReceivedDirectly {
+        peer: PublicKey,
+        from: SocketAddr,
+        at: Instant,
+    },
+    /// The relay says that the peer is not connected to it.
+    PeerGone {
         peer: PublicKey,
     },
     /// Since then data was sent to the peer and nothing authenticated came back.
@@ -177,6 +192,12 @@ impl Finder {
             Input::Traffic { peer } => {
                 self.with_peer(now, random, peer, |peer, context| peer.active(context));
             }
+            Input::ReceivedDirectly { peer, from, at } => {
+                self.with_peer(now, random, peer, |peer, _| peer.received_directly(from, at));
+            }
+            Input::PeerGone { peer } => {
+                self.with_peer(now, random, peer, |peer, context| peer.gone(context));
+            }
             Input::UnansweredData { peer, since } => {
                 let told = |peer: &mut Peer, context: &mut Context<'_>| {
                     peer.unanswered_data(context, since);
@@ -216,6 +237,11 @@ impl Finder {
         Some(self.peers.get(&peer)?.report(now, self.own.frame_len))
     }
 
+    /// How much is kept of a peer: bounded, whatever it says.
+    pub fn held(&self, peer: PublicKey) -> Option<Held> {
+        self.peers.get(&peer).map(Peer::held)
+    }
+
     /// Our disco key: what peers call us by.
     pub fn disco_key(&self) -> PublicKey {
         self.own.disco_key
@@ -238,7 +264,7 @@ impl Finder {
         let from = Pair { remote: SocketAddr::new(ip, from.remote.port()), ..from };
         let (peer, message) = self.open(bytes)?;
         let handled = self.with_peer(now, random, peer, |peer, context| {
-            peer.heard();
+            peer.heard_directly(context.now);
             match message {
                 Message::Ping { transaction, .. } => peer.ping(context, from, transaction),
                 Message::Pong { transaction, source } => {

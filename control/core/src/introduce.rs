@@ -28,7 +28,7 @@
 //! number of its receiver, which nobody could know before. See [`Freshness`].
 
 use crate::candidate::{Candidate, CandidateKind};
-use crate::limits::{CANDIDATES_MAX, RELAY_URL_LEN_MAX};
+use crate::limits::{ANSWER_TIME_MAX, CANDIDATES_MAX, RELAY_URL_LEN_MAX};
 use crate::sealed::{BoxKey, NONCE_LEN, PublicKey, TAG_LEN};
 use crate::wire_address::{self, ADDRESS_LEN};
 
@@ -203,17 +203,19 @@ impl<'b> Reader<'b> {
 /// What of one peer's introductions was seen, and what of ours it has.
 ///
 /// A message is fresh if its number is above all that were taken, or, from a process that was not
-/// heard yet, if it answers the newest number that we wrote: it was made after that one. Numbers of
-/// one process (one disco key) always grow. After our own restart nothing is remembered, and an old
-/// message passes once; the next real one, which has a higher number, replaces it.
+/// heard yet, if it answers a number that we wrote lately and after the last answer: it was made
+/// after that one. (Only the newest would not do: over a slow relay another is on its way each
+/// time.) Numbers of one process (one disco key) always grow. After our own restart nothing is
+/// remembered, and an old message passes once; the next real one, which has a higher number,
+/// replaces it.
 #[derive(Clone, Copy, Debug)]
 pub struct Freshness {
     /// Highest number taken from any process of the peer.
     newest_ever: u64,
     /// The process heard last, and the highest number taken from it.
     process: Option<(PublicKey, u64)>,
-    /// Our newest number, as long as no answer to it was taken.
-    unanswered: Option<u64>,
+    /// The first number that we wrote since an answer, or another process, was taken.
+    unanswered_from: Option<u64>,
     /// Highest number that we wrote.
     written: u64,
     /// First number that we wrote with what we have to say now; `u64::MAX`: none yet.
@@ -222,7 +224,7 @@ pub struct Freshness {
 
 impl Default for Freshness {
     fn default() -> Self {
-        Self { newest_ever: 0, process: None, unanswered: None, written: 0, current: u64::MAX }
+        Self { newest_ever: 0, process: None, unanswered_from: None, written: 0, current: u64::MAX }
     }
 }
 
@@ -236,7 +238,7 @@ impl Freshness {
     pub fn next_number(&mut self, wall_nanos: u64) -> u64 {
         self.written = wall_nanos.max(self.written.saturating_add(1));
         self.current = self.current.min(self.written);
-        self.unanswered = Some(self.written);
+        self.unanswered_from.get_or_insert(self.written);
         self.written
     }
 
@@ -250,7 +252,10 @@ impl Freshness {
     /// two sides that write at the same time answer each other for ever.)
     pub fn take(&mut self, introduction: &Introduction) -> Result<bool, IntroduceError> {
         let Introduction { number: seen, answers, disco_key, .. } = *introduction;
-        let answered = answers != 0 && self.unanswered == Some(answers);
+        let answered = self.unanswered_from.is_some_and(|from| {
+            let lately = self.written.saturating_sub(ANSWER_TIME_MAX.as_nanos() as u64);
+            answers != 0 && (from.max(lately)..=self.written).contains(&answers)
+        });
         let same_process = self.process.is_some_and(|(process, _)| process == disco_key);
         let newest = match self.process {
             Some((_, newest)) if same_process => newest,
@@ -261,8 +266,9 @@ impl Freshness {
         }
         self.newest_ever = self.newest_ever.max(seen);
         self.process = Some((disco_key, seen));
-        if answered {
-            self.unanswered = None;
+        // What was written before says nothing of who comes after this one.
+        if answered || !same_process {
+            self.unanswered_from = None;
         }
         Ok(!(self.current..=self.written).contains(&answers))
     }
@@ -438,8 +444,10 @@ mod tests {
         let old = freshness.next_number(1);
         let stale = numbered(10, 0, SECOND_PROCESS);
         assert!(freshness.take(&stale).is_err());
-        let ours = freshness.next_number(2);
-        // An answer to what is no longer our newest proves nothing.
+        let half_a_minute = ANSWER_TIME_MAX.as_nanos() as u64;
+        let ours = freshness.next_number(2 + half_a_minute);
+        freshness.next_number(3 + half_a_minute);
+        // An answer to what we wrote long ago proves nothing; it need not be to the newest.
         assert!(freshness.take(&numbered(11, old, SECOND_PROCESS)).is_err());
         let answer = numbered(12, ours, SECOND_PROCESS);
         assert_eq!(freshness.take(&answer), Ok(false));

@@ -55,9 +55,13 @@ pub const SEARCH_GAPS: [Duration; 5] = [
     Duration::from_millis(800),
     Duration::from_millis(1600),
 ];
-/// After a search that found nothing, while there is traffic: soon, then seldom, for ever.
+/// After a search that found nothing, while there is traffic: soon, then seldom, for ever. The last
+/// leaves the 30 s after which Linux forgets what it refused: a NAT that takes a probe from outside
+/// for its own gives the answer from inside another port until then.
 pub const SEARCH_AGAIN: [Duration; 3] =
-    [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
+    [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(35)];
+/// By how much chance prolongs these, so that not the same side begins each time.
+pub const SEARCH_JITTER_PERCENT: u32 = 25;
 /// On a direct path: whether there is a better one (Tailscale: the same).
 pub const UPGRADE_INTERVAL: Duration = Duration::from_secs(60);
 /// Below this round trip nothing better is looked for (Tailscale: the same).
@@ -67,6 +71,9 @@ pub const SEARCH_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Introductions to a peer that does not answer: doubling between these.
 pub const INTRODUCE_INTERVAL_MIN: Duration = Duration::from_millis(500);
 pub const INTRODUCE_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+/// An answer to an introduction that took longer proves nothing.
+pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Without traffic for this long a peer is idle (Tailscale: the same).
 pub const ACTIVE_TIME: Duration = Duration::from_secs(45);
@@ -107,14 +114,24 @@ pub const HYSTERESIS_MIN: Duration = Duration::from_micros(300);
 pub const BONUS_IPV6_PERCENT: u32 = 10;
 pub const BONUS_PRIVATE_PERCENT: u32 = 20;
 
-/// WireGuard answers data within its keepalive timeout of 10 s and repeats a handshake after 5:
-/// who sends for this long and hears nothing sends into a hole, whatever pings say.
-pub const DATA_SILENCE_MAX: Duration = Duration::from_secs(15);
-/// A path into which data vanished is not used for this long.
-pub const QUARANTINE_TIME: Duration = Duration::from_secs(60);
+/// WireGuard answers data within its keepalive timeout of 10 s: who sends for this long and hears
+/// nothing sends into a hole, whatever pings say. Before the 15 s after which it tries a handshake,
+/// whose answer may pass where data does not.
+pub const DATA_SILENCE_MAX: Duration = Duration::from_secs(12);
+/// Where only those keepalives came, one may be lost by chance: so many silences in a row are none.
+pub const SILENCES_MAX: u32 = 3;
+/// From the end of one to the next, in a row.
+pub const SILENCES_APART_MAX: Duration = Duration::from_secs(30);
+/// A peer whose packets come more often than this sends more than keepalives.
+pub const TALK_INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// A path into which data vanished is not used for this long, and twice as long each further time:
+/// every attempt costs [`DATA_SILENCE_MAX`] of the tunnel.
+pub const HOLE_TIME_MIN: Duration = Duration::from_secs(60);
+pub const HOLE_TIME_MAX: Duration = Duration::from_secs(3600);
 /// A path that died twice is not used for this long, three times: twice as long, and so on up to
-/// [`QUARANTINE_TIME`].
+/// [`COMEBACK_PAUSE_MAX`].
 pub const COMEBACK_PAUSE: Duration = Duration::from_secs(2);
+pub const COMEBACK_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Probes to one peer: one search of all candidates at once, then as many as a port scan's alarm
 /// bears. Heartbeats come out of their own timers.

@@ -30,7 +30,7 @@ pub enum Transmit {
 pub enum Event {
     /// Where the peer's tunnel packets go from now on.
     Route { peer: PublicKey, route: Route, why: Why },
-    /// A peer introduced itself: it is one of ours, at this home relay.
+    /// A peer introduced itself, or moved: it is one of ours, at this home relay.
     Introduced { peer: PublicKey, home: Home },
     /// Where the peer sees us; news for the own candidates and for the NAT's classification.
     SeenAt { peer: PublicKey, pair: Pair, address: SocketAddr },
@@ -46,7 +46,8 @@ pub enum Route {
     /// As plain WireGuard decides: nobody introduced itself there.
     Unset,
     Relay,
-    /// `frame_len` is the longest UDP payload proven to pass.
+    /// `frame_len` is the longest UDP payload proven to pass; 0 until the first proof on a path
+    /// that was taken over.
     Direct {
         pair: Pair,
         frame_len: usize,
@@ -72,6 +73,9 @@ pub enum Why {
     DataLost,
     /// The uplink or the address is not there any more.
     Withdrawn,
+    /// The relay says that the peer is not there: the path before is the better hope, although
+    /// nobody answers its pings.
+    PeerGone,
 }
 
 /// What a deadline is for.
@@ -108,6 +112,7 @@ pub enum Refused {
     DiscoUnknownType,
     PingReplayed,
     PingOverBudget,
+    PingIntoHole,
     PongUnmatched,
     PongFromElsewhere,
     RelayUnknownPeer,
@@ -121,7 +126,7 @@ pub enum Refused {
 
 impl Refused {
     /// Each with its name in counters.
-    pub const ALL: [(Self, &'static str); 16] = [
+    pub const ALL: [(Self, &'static str); 17] = [
         (Self::NotDisco, "not_disco"),
         (Self::UnknownDiscoKey, "unknown_disco_key"),
         (Self::DiscoForged, "disco_forged"),
@@ -129,6 +134,7 @@ impl Refused {
         (Self::DiscoUnknownType, "disco_unknown_type"),
         (Self::PingReplayed, "ping_replayed"),
         (Self::PingOverBudget, "ping_over_budget"),
+        (Self::PingIntoHole, "ping_into_hole"),
         (Self::PongUnmatched, "pong_unmatched"),
         (Self::PongFromElsewhere, "pong_from_elsewhere"),
         (Self::RelayUnknownPeer, "relay_unknown_peer"),

@@ -7,9 +7,10 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 
 use crate::limits::{
-    COMEBACK_PAUSE, FRAME_LENS_SMALLER, FRESH_TIME, FULL_FRAME_AGAIN, FULL_FRAME_TRIES,
-    FULL_FRAME_TRIES_AGAIN, PATIENCE_EXTRA, PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, PROOF_AGAIN,
-    QUARANTINE_TIME, RECHECK_INTERVAL, RTT_SAMPLES, SUSPECT_INTERVAL,
+    COMEBACK_PAUSE, COMEBACK_PAUSE_MAX, FRAME_LENS_SMALLER, FRESH_TIME, FULL_FRAME_AGAIN,
+    FULL_FRAME_TRIES, FULL_FRAME_TRIES_AGAIN, HOLE_TIME_MAX, HOLE_TIME_MIN, PATIENCE_EXTRA,
+    PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, PROOF_AGAIN, RECHECK_INTERVAL, RTT_SAMPLES,
+    SUSPECT_INTERVAL,
 };
 use crate::score::Quality;
 use crate::time::Instant;
@@ -55,8 +56,12 @@ pub struct Path {
     proven_len: usize,
     proven_at: Option<Instant>,
     proof: Proof,
-    /// Data vanished here.
-    pub quarantined_until: Option<Instant>,
+    /// Not used before: it comes and goes.
+    paused_until: Option<Instant>,
+    /// Data vanished here: neither used nor answered on before.
+    hole_until: Option<Instant>,
+    /// How often data vanished.
+    holes: u32,
     /// How often it died, lately.
     deaths: u32,
     /// Pings of ours, and those that were answered.
@@ -77,7 +82,9 @@ impl Path {
             proven_len: 0,
             proven_at: None,
             proof: Proof::Full { tries: 0, sent_at: None },
-            quarantined_until: None,
+            paused_until: None,
+            hole_until: None,
+            holes: 0,
             deaths: 0,
             sent: 0,
             answered: 0,
@@ -96,6 +103,15 @@ impl Path {
     pub fn ponged(&mut self, now: Instant, sent_at: Instant, len: usize, full_len: usize) {
         self.pong_at = Some(now);
         self.answered += 1;
+        if self.is_silent() {
+            // Long frames that were lost with all others say nothing about their length.
+            match &mut self.proof {
+                Proof::Full { tries, .. }
+                | Proof::Smaller { tries, .. }
+                | Proof::Recheck { tries, .. } => *tries = 0,
+                Proof::Done { .. } | Proof::Failed { .. } => {}
+            }
+        }
         self.unanswered.retain(|at| *at > sent_at);
         if len < FRAME_LENS_SMALLER[FRAME_LENS_SMALLER.len() - 1] {
             if self.rtts.is_full() {
@@ -127,8 +143,7 @@ impl Path {
     /// long enough, not dead, no hole for data.
     pub fn quality(&self, now: Instant, full_len: usize) -> Option<Quality> {
         let fresh = self.pong_at.is_some_and(|at| now.since(at) < FRESH_TIME);
-        let quarantined = self.quarantined_until.is_some_and(|until| now < until);
-        if !fresh || quarantined || self.is_dead(now) || self.proven_len == 0 {
+        if !fresh || self.is_avoided(now) || self.is_dead(now) || self.proven_len == 0 {
             return None;
         }
         let rtt = *self.rtts.iter().min()?;
@@ -168,22 +183,58 @@ impl Path {
     pub fn died(&mut self, now: Instant) {
         if self.deaths > 0 {
             let pause = COMEBACK_PAUSE * 2_u32.saturating_pow(self.deaths - 1);
-            self.quarantined_until = Some(now + pause.min(QUARANTINE_TIME));
+            self.paused_until = Some(now + pause.min(COMEBACK_PAUSE_MAX));
         }
         self.deaths += 1;
+    }
+
+    /// Data vanished here, while pings were answered.
+    pub fn swallowed(&mut self, now: Instant) {
+        let time = HOLE_TIME_MIN * 2_u32.saturating_pow(self.holes);
+        self.hole_until = Some(now + time.min(HOLE_TIME_MAX));
+        self.holes += 1;
+    }
+
+    /// Not used now, whatever it answers.
+    pub fn is_avoided(&self, now: Instant) -> bool {
+        self.is_hole(now) || self.paused_until.is_some_and(|until| now < until)
+    }
+
+    /// Data vanished here lately.
+    pub fn is_hole(&self, now: Instant) -> bool {
+        self.hole_until.is_some_and(|until| now < until)
+    }
+
+    /// The peer is another process now: what the one before did not answer says nothing.
+    pub fn begin_anew(&mut self) {
+        self.unanswered.clear();
+        self.hole_until = None;
+        self.holes = 0;
+    }
+
+    /// When the oldest ping was sent that no pong followed.
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        self.unanswered.first().copied()
     }
 
     /// When a short ping is due on a path that is watched: regularly, and faster once one is overdue.
     pub fn ping_due_at(&self, interval: Duration) -> Option<Instant> {
         let last = self.ping_at?;
         let regular = last + interval;
-        let quick = self.suspect_at().map(|at| at.max(last + SUSPECT_INTERVAL));
+        // Not for ever, where a path is kept in spite of it.
+        let suspected = self.suspect_at().filter(|_| !self.unanswered.is_full());
+        let quick = suspected.map(|at| at.max(last + SUSPECT_INTERVAL));
         Some(quick.map_or(regular, |quick| quick.min(regular)))
+    }
+
+    /// Short pings are not answered, either.
+    fn is_silent(&self) -> bool {
+        self.unanswered.len() >= PINGS_LOST / 2
     }
 
     /// When the next long frames are to be sent, once the path has answered at all.
     pub fn proof_at(&self) -> Option<Instant> {
-        let answered = self.pong_at?;
+        let answered = self.pong_at.filter(|_| !self.is_silent())?;
         match self.proof {
             Proof::Full { sent_at, .. }
             | Proof::Smaller { sent_at, .. }
@@ -250,10 +301,6 @@ impl Path {
 
     /// Everything measured is void: another network is under the same addresses.
     pub fn forget(&mut self) {
-        *self = Self {
-            quarantined_until: self.quarantined_until,
-            deaths: self.deaths,
-            ..Self::new(self.pair)
-        };
+        *self = Self { deaths: self.deaths, ..Self::new(self.pair) };
     }
 }

@@ -17,9 +17,10 @@ use crate::candidate::{Candidate, CandidateKind, CandidateList, OwnAddresses};
 use crate::disco::Message;
 use crate::introduce::{self, Freshness, Home, IntroduceError, Introduction};
 use crate::limits::{
-    ACTIVE_TIME, ALTERNATE_INTERVAL, ALTERNATES_MAX, DATA_SILENCE_MAX, HEARTBEAT_INTERVAL,
-    INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, PING_TIMEOUT, PINGS_REMEMBERED, PONGS_PER_PEER,
-    PROBES_PER_PEER, QUARANTINE_TIME, SIGNALS_PER_PEER, SUSPECT_INTERVAL,
+    ACTIVE_TIME, ALTERNATE_INTERVAL, ALTERNATES_MAX, DATA_SILENCE_MAX, FRESH_TIME,
+    HEARTBEAT_INTERVAL, INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, PING_TIMEOUT, PINGS_REMEMBERED,
+    PONGS_PER_PEER, PROBES_PER_PEER, SIGNALS_PER_PEER, SILENCES_APART_MAX, SILENCES_MAX,
+    SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
 };
 use crate::output::{Event, Output, Reason, Refused, Route, Transmit, Why};
 use crate::path::{Pair, Path, UplinkId};
@@ -36,6 +37,17 @@ use search::Search;
 pub struct Uplink {
     pub id: UplinkId,
     pub ipv6: bool,
+}
+
+/// How much is kept of one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub candidates: usize,
+    pub paths: usize,
+    /// Pings without an answer yet.
+    pub pings: usize,
+    /// Pings that wait for their budget.
+    pub queued: usize,
 }
 
 /// What is ours.
@@ -89,6 +101,15 @@ impl Context<'_> {
     }
 }
 
+/// Times in a row in which data had no answer.
+#[derive(Clone, Copy)]
+struct Silence {
+    /// The last one.
+    since: Instant,
+    seen_at: Instant,
+    count: u32,
+}
+
 pub(crate) struct Peer {
     key: PublicKey,
     box_key: BoxKey,
@@ -113,6 +134,19 @@ pub(crate) struct Peer {
     /// Transactions of the peer's pings, the newest last.
     seen_pings: VecDeque<TransactionId>,
     questions: Vec<Question>,
+    /// From where the tunnel's last packet came without a relay, and when.
+    received_directly: Option<(SocketAddr, Instant)>,
+    /// Such packets come soon one after the other: the peer does not only acknowledge.
+    talks: bool,
+    /// Data sent since then was not answered in time, as seen then.
+    silence: Option<Silence>,
+    /// When the peer's control process last said anything by UDP.
+    disco_at: Option<Instant>,
+    home: Option<Home>,
+    /// The relay says that the peer is not there, and nothing came from its control process since.
+    gone: bool,
+    /// The path that died last, while nothing else was known.
+    fallen_from: Option<Pair>,
 }
 
 impl Peer {
@@ -151,15 +185,31 @@ impl Peer {
             heard: false,
             seen_pings: VecDeque::new(),
             questions: Vec::new(),
+            received_directly: None,
+            talks: false,
+            silence: None,
+            disco_at: None,
+            home: None,
+            gone: false,
+            fallen_from: None,
         };
         if let Some(pair) = in_use {
             // The data plane has it already: nothing to tell. Pings begin with the introduction.
-            peer.route = Route::Direct { pair, frame_len: context.own.frame_len };
+            peer.route = Route::Direct { pair, frame_len: 0 };
             peer.paths.insert(pair, Path::new(pair));
         } else if endpoint.is_none() {
             peer.set_route(context, Route::Relay, Why::First);
         }
         peer
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        Held {
+            candidates: self.candidates.iter().len(),
+            paths: self.paths.len(),
+            pings: self.pings.len(),
+            queued: self.search.queue.len(),
+        }
     }
 
     pub(crate) fn disco_key(&self) -> Option<PublicKey> {
@@ -172,11 +222,18 @@ impl Peer {
 
     /// The peer has our introduction: no need to repeat it.
     pub(crate) fn heard(&mut self) {
+        self.gone = false;
         if !self.heard {
             self.heard = true;
             self.introduce_at = None;
             self.introduce_gap = INTRODUCE_INTERVAL_MIN;
         }
+    }
+
+    /// The same, without a relay.
+    pub(crate) fn heard_directly(&mut self, now: Instant) {
+        self.disco_at = Some(now);
+        self.heard();
     }
 
     /// The tunnel has packets for the peer, or had some from it.
@@ -191,8 +248,19 @@ impl Peer {
             } else if !matches!(self.route, Route::Direct { .. }) {
                 self.start_search(context.now, true);
             } else if self.search.next_at.is_none() {
-                self.search.next_at = self.next_search(context.now);
+                self.search.next_at = self.next_search(context);
             }
+        }
+    }
+
+    /// What the data plane saw last: where the tunnel's packets come from.
+    pub(crate) fn received_directly(&mut self, from: SocketAddr, at: Instant) {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        let before = self.received_directly.replace((from, at));
+        let apart = before.map(|(_, before)| at.since(before)).filter(|apart| !apart.is_zero());
+        // A silence says nothing of what the peer would have sent.
+        if let Some(apart) = apart.filter(|apart| *apart < DATA_SILENCE_MAX) {
+            self.talks = apart < TALK_INTERVAL_MAX;
         }
     }
 
@@ -203,10 +271,44 @@ impl Peer {
         if context.now.since(since) < DATA_SILENCE_MAX {
             return;
         }
-        if let Some(path) = self.paths.get_mut(&pair) {
-            path.quarantined_until = Some(context.now + QUARANTINE_TIME);
+        if !self.is_hole_likely(context.now, since) {
+            return;
         }
-        self.leave(context, Why::DataLost);
+        self.silence = None;
+        let another = self.paths.values().any(|path| path.is_hole(context.now));
+        if another {
+            // Two of them: what stands in the way stands before all.
+            self.paths.values_mut().for_each(|path| path.swallowed(context.now));
+        } else if let Some(path) = self.paths.get_mut(&pair) {
+            path.swallowed(context.now);
+        }
+        // Other paths promise no more than this one did: the relay, until one answers anew.
+        self.set_route(context, Route::Relay, Why::DataLost);
+        self.settle_at = None;
+        self.start_search(context.now, true);
+    }
+
+    /// Whether this silence is more than one lost keepalive.
+    fn is_hole_likely(&mut self, now: Instant, since: Instant) -> bool {
+        let count = match self.silence {
+            Some(last) if last.since == since => last.count,
+            Some(last) if since.since(last.seen_at) < SILENCES_APART_MAX => last.count + 1,
+            _ => 1,
+        };
+        self.silence = Some(Silence { since, seen_at: now, count });
+        // One that no handshake ended, either, is as long as several.
+        self.talks || count >= SILENCES_MAX || now.since(since) >= SILENCES_MAX * DATA_SILENCE_MAX
+    }
+
+    /// The relay has no connection of the peer: without its control process the tunnel goes on
+    /// where it was, if anywhere.
+    pub(crate) fn gone(&mut self, context: &mut Context<'_>) {
+        self.gone = true;
+        if self.route == Route::Relay
+            && let Some(pair) = self.fallen_from.filter(|pair| self.paths.contains_key(pair))
+        {
+            self.use_path(context, pair, Why::PeerGone);
+        }
     }
 
     /// An introduction that the relay says is from this peer. True if its disco key is new;
@@ -230,6 +332,7 @@ impl Peer {
                 return Err(error);
             }
         };
+        self.gone = false;
         let Introduction { disco_key, home, candidates, .. } = introduction;
         let new = self.disco_key() != Some(disco_key);
         if new {
@@ -237,10 +340,16 @@ impl Peer {
             self.disco = Some((disco_key, agreed.ok_or(IntroduceError::Malformed)?));
             // Another process: what the one before answered says little.
             self.pings.clear();
+            self.paths.values_mut().for_each(Path::begin_anew);
             self.heard = false;
+        }
+        if new || self.home.as_ref() != Some(&home) {
+            self.home = Some(home.clone());
             context.event(Event::Introduced { peer: self.key, home });
         }
-        self.candidates.retain(|known| known.kind == CandidateKind::Configured);
+        use CandidateKind::{Configured, PeerReflexive};
+        // What the peer cannot know stays.
+        self.candidates.retain(|known| matches!(known.kind, Configured | PeerReflexive));
         for candidate in candidates {
             self.candidates.insert(candidate);
         }
@@ -262,13 +371,19 @@ impl Peer {
         from: Pair,
         transaction: TransactionId,
     ) -> Result<(), Refused> {
+        // The peer hears that data vanished here only by our silence: it may be its data.
+        if self.paths.get(&from).is_some_and(|path| path.is_hole(context.now)) {
+            return Err(Refused::PingIntoHole);
+        }
         self.fresh_ping(context.now, transaction)?;
         context.own.addresses.check(from.remote).map_err(|_| Refused::NeverProbed)?;
         self.send(context, from, &Message::Pong { transaction, source: from.remote }, false);
         // The NAT on the peer's side is open to us right now: ask back at once.
-        let known = self.paths.get(&from).is_some_and(|path| path.pong_at.is_some());
-        if !known {
+        if !self.candidates.contains(from.remote) {
             self.candidates.insert_peer_reflexive(from.remote);
+        }
+        let pong_at = self.paths.get(&from).and_then(|path| path.pong_at);
+        if pong_at.is_none_or(|at| context.now.since(at) >= FRESH_TIME) {
             let recently = self
                 .paths
                 .get(&from)
@@ -360,7 +475,7 @@ impl Peer {
         let now = context.now;
         if let Route::Direct { pair, .. } = self.route {
             let path = self.paths.get(&pair);
-            if path.is_none_or(|path| path.is_dead(now)) {
+            if path.is_none_or(|path| path.is_dead(now) && !self.is_carrying(path, now)) {
                 self.leave(context, Why::Dead);
             } else if path.is_some_and(Path::proof_failed) {
                 self.leave(context, Why::DataLost);
@@ -397,7 +512,7 @@ impl Peer {
         at(self.search.next_at, Reason::Search);
         at(self.pings.front().map(|ping| ping.sent_at + PING_TIMEOUT), Reason::Expiry);
         if let Route::Direct { pair, .. } = self.route {
-            at(self.paths.get(&pair).and_then(Path::dead_at), Reason::Death);
+            at(self.paths.get(&pair).and_then(|path| self.death_at(path)), Reason::Death);
         }
         for (pair, interval) in self.watched(context) {
             let due = self.paths.get(&pair).and_then(|path| path.ping_due_at(interval));
@@ -413,18 +528,43 @@ impl Peer {
         next
     }
 
+    /// The tunnel's packets come this way although nobody answers our pings, nor pings us: the peer
+    /// has no control process now, and no relay either. Or the relay said so.
+    fn is_carrying(&self, path: &Path, now: Instant) -> bool {
+        self.gone || self.carried_until(path).is_some_and(|until| now < until)
+    }
+
+    /// Until when the tunnel's packets say that the path lives, if they do.
+    fn carried_until(&self, path: &Path) -> Option<Instant> {
+        let (_, at) = self.received_directly.filter(|(from, _)| *from == path.pair.remote)?;
+        // What was on its way as the path or the process died says nothing.
+        let suspect_at = path.suspect_at()?;
+        let quiet = self.disco_at.is_none_or(|disco_at| disco_at < suspect_at);
+        (quiet && at > suspect_at).then(|| at + DATA_SILENCE_MAX)
+    }
+
+    /// When the path in use is to be left.
+    fn death_at(&self, path: &Path) -> Option<Instant> {
+        let dead_at = path.dead_at().filter(|_| !self.gone)?;
+        Some(self.carried_until(path).map_or(dead_at, |until| until.max(dead_at)))
+    }
+
     /// Paths that are pinged as long as they work: the one in use, and with traffic the best others.
     fn watched(&self, context: &Context<'_>) -> Vec<(Pair, Duration)> {
         let active = self.is_active(context.now);
         let mut watched = Vec::with_capacity(1 + ALTERNATES_MAX);
         let Route::Direct { pair: used, .. } = self.route else { return watched };
+        // Once nobody answers there, it is time to know whether others do.
+        let suspected = self.paths.get(&used).and_then(Path::suspect_at);
+        let suspected = suspected.is_some_and(|at| at <= context.now);
+        let stand_by = if suspected { HEARTBEAT_INTERVAL } else { ALTERNATE_INTERVAL };
         watched.push((used, if active { HEARTBEAT_INTERVAL } else { KEEPALIVE_INTERVAL }));
         if active {
             let mut others = self.working(context);
             others.retain(|(pair, _)| *pair != used);
             others.sort_by_key(|(pair, quality)| (quality.cost(), *pair));
             let others = others.into_iter().take(ALTERNATES_MAX);
-            watched.extend(others.map(|(pair, _)| (pair, ALTERNATE_INTERVAL)));
+            watched.extend(others.map(|(pair, _)| (pair, stand_by)));
         }
         watched
     }

@@ -358,6 +358,7 @@ fn why_text(why: Why) -> &'static str {
         Why::Dead => "the path before did not answer any more",
         Why::DataLost => "the path before lost data or long frames",
         Why::Withdrawn => "the address or interface before is gone",
+        Why::PeerGone => "the relay does not have the peer; the path before is the better hope",
     }
 }
 

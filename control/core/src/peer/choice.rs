@@ -44,15 +44,20 @@ impl Peer {
         }
     }
 
-    /// The path in use is none any more: the best other one, else the relay; and search.
+    /// The path in use is none any more: the best other one that answered since, else the relay; and
+    /// search.
     pub(super) fn leave(&mut self, context: &mut Context<'_>, why: Why) {
+        let mut silent_since = None;
         if let Route::Direct { pair, .. } = self.route
             && let Some(path) = self.paths.get_mut(&pair)
         {
+            silent_since = path.unanswered_since().filter(|_| why == Why::Dead);
             path.died(context.now);
+            self.fallen_from = Some(pair).filter(|_| why == Why::Dead);
         }
         self.settle_at = None;
-        let working = self.working(context);
+        let mut working = self.working(context);
+        working.retain(|(pair, _)| self.paths[pair].pong_at > silent_since);
         match working.iter().min_by_key(|(pair, quality)| (quality.cost(), *pair)) {
             Some((pair, _)) => self.use_path(context, *pair, why),
             None => self.set_route(context, Route::Relay, why),

@@ -95,7 +95,7 @@ impl Path {
     fn state(&self, now: Instant, full_len: usize) -> PathState {
         let lately = |at: Instant| now.since(at) < crate::limits::FRESH_TIME;
         let asked_since = self.asked_at.is_some_and(|at| Some(at) > self.pong_at && lately(at));
-        if self.quarantined_until.is_some_and(|until| now < until) {
+        if self.is_avoided(now) {
             PathState::Quarantined
         } else if self.quality(now, full_len).is_some() {
             PathState::Works

@@ -7,7 +7,7 @@ use crate::disco::{self, Message};
 use crate::introduce::{self, Introduction};
 use crate::limits::{
     INTRODUCE_INTERVAL_MAX, PATHS_MAX, RTT_GOOD_ENOUGH, SEARCH_AGAIN, SEARCH_GAPS,
-    SEARCH_INTERVAL_MIN, UPGRADE_INTERVAL,
+    SEARCH_INTERVAL_MIN, SEARCH_JITTER_PERCENT, UPGRADE_INTERVAL,
 };
 use crate::output::{Route, Transmit};
 use crate::path::{Pair, Path};
@@ -69,12 +69,13 @@ impl Peer {
         let found = matches!(self.route, Route::Direct { .. }) && self.settle_at.is_none();
         self.search.next_at = match SEARCH_GAPS.get(self.search.rounds - 1) {
             Some(gap) if !found => Some(now + *gap),
-            _ => self.next_search(now),
+            _ => self.next_search(context),
         };
     }
 
     /// The search is over: when is the next one?
-    pub(super) fn next_search(&mut self, now: Instant) -> Option<Instant> {
+    pub(super) fn next_search(&mut self, context: &mut Context<'_>) -> Option<Instant> {
+        let now = context.now;
         self.search.rounds = 0;
         self.search.announce = true;
         if !self.is_active(now) {
@@ -83,7 +84,9 @@ impl Peer {
         let Route::Direct { pair, .. } = self.route else {
             let at = self.search.fruitless.min(SEARCH_AGAIN.len() - 1);
             self.search.fruitless += 1;
-            return Some(now + SEARCH_AGAIN[at]);
+            let [chance] = context.random();
+            let jitter = SEARCH_AGAIN[at] * SEARCH_JITTER_PERCENT / 100 * u32::from(chance) / 255;
+            return Some(now + SEARCH_AGAIN[at] + jitter);
         };
         self.search.fruitless = 0;
         let rtt = self.paths.get(&pair).and_then(Path::rtt);
