@@ -15,6 +15,7 @@ pub mod config;
 pub mod dial;
 pub mod failure;
 mod files;
+pub mod fuzz;
 pub mod http;
 pub mod link;
 pub mod liveness;

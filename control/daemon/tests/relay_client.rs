@@ -12,8 +12,8 @@ use std::time::{Duration, Instant as StdInstant};
 
 use millrace_control::relay_client::{Dropped, Fingerprint, RelayConfig, Trust};
 use millrace_lab::Namespace;
-use millrace_path::derp::Gone;
-use millrace_path::sealed::{PublicKey, SecretKey};
+use millrace_path::derp::{Cutter, Frame, Gone, ServerInfo};
+use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -345,6 +345,53 @@ fn a_connection_that_is_dead_one_way_is_left_in_bounded_time() {
         one_way(&mut a, &mut b, &[100]);
         one_way(&mut b, &mut a, &[100]);
     });
+}
+
+/// Answers every ping and hands nobody a packet.
+fn deaf_relay(listener: &TcpListener) {
+    let secret = SecretKey::from_bytes([8; 32]);
+    let mut stream = listener.accept().unwrap().0;
+    let mut out = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
+    Frame::ServerKey(secret.public_key()).write(&mut out);
+    stream.write_all(&out).unwrap();
+    let (mut bytes, mut buffer, mut cutter) = (Vec::new(), [0; 4096], Cutter::default());
+    let mut http = true;
+    while let Ok(len @ 1..) = stream.read(&mut buffer) {
+        bytes.extend_from_slice(&buffer[..len]);
+        if http {
+            let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+            bytes.drain(..end + 4);
+            http = false;
+        }
+        let mut rest = &bytes[..];
+        let mut out = Vec::new();
+        while let Some(raw) = cutter.next(&mut rest).unwrap() {
+            match Frame::parse(raw.kind, raw.payload).unwrap() {
+                Frame::ClientInfo { from, .. } => {
+                    let key = BoxKey::agree(&secret, from).unwrap();
+                    ServerInfo::default().write(&key, [1; 24], &mut out);
+                }
+                Frame::Ping(data) => Frame::Pong(data).write(&mut out),
+                _ => {}
+            }
+        }
+        bytes = rest.to_vec();
+        stream.write_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn a_relay_that_answers_and_is_deaf_is_left_in_bounded_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = url(&format!("http://{}", listener.local_addr().unwrap()));
+    let server = thread::spawn(move || deaf_relay(&listener));
+    let mut node = Node::up(RelayConfig::new(url), 1);
+    let begin = StdInstant::now();
+    let said = node.wait_down();
+    assert!(said.contains("packets to us do not arrive"), "{said}");
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    drop(node);
+    server.join().unwrap();
 }
 
 #[test]
