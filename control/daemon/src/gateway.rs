@@ -86,6 +86,8 @@ pub struct Peer {
     pub home: Option<Home>,
     /// The relay through which it was last heard.
     pub heard_at: Option<usize>,
+    /// Looks at the traffic at which what came may have come by a relay.
+    pub relayed_looks: u8,
     pub route: Route,
     pub since: Instant,
     pub history: VecDeque<Change>,
@@ -137,6 +139,7 @@ impl Peer {
             problem: None,
             home: None,
             heard_at: None,
+            relayed_looks: 0,
             route: Route::Unset,
             since: now,
             history: VecDeque::new(),
@@ -420,11 +423,18 @@ impl Gateway {
         let mut changes = Vec::new();
         for peer in self.peers.values_mut() {
             let Some(line) = tools.observed.read(peer.slot) else { continue };
-            changes.push((peer.key, peer.traffic.look(now, &line)));
+            let change = peer.traffic.look(now, &line);
+            let directly = change.received && peer.relayed_looks == 0;
+            peer.relayed_looks = peer.relayed_looks.saturating_sub(1);
+            let from = line.remote().filter(|_| directly);
+            changes.push((peer.key, change, from, Instant::from_nanos(line.received_ns)));
         }
-        for (peer, change) in changes {
+        for (peer, change, from, at) in changes {
             if change.active {
                 self.input(now, Input::Traffic { peer });
+            }
+            if let Some(from) = from {
+                self.input(now, Input::ReceivedDirectly { peer, from, at });
             }
             if let Some(since) = change.unanswered_since {
                 self.input(now, Input::UnansweredData { peer, since });

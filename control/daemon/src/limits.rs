@@ -14,8 +14,11 @@ pub const NAMES_AGAIN: Duration = Duration::from_secs(600);
 pub const NAMES_AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Between two attempts to find a data plane that is not there.
 pub const CONNECT_AGAIN: Duration = Duration::from_millis(300);
-/// How often the tables are looked at for traffic.
-pub const TRAFFIC_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the tables are looked at for traffic: often enough to see a tunnel go on while the
+/// peer's control process is away, before its path counts as dead.
+pub const TRAFFIC_INTERVAL: Duration = Duration::from_millis(250);
+/// Looks after a relayed packet at which what came may have come by the relay.
+pub const RELAYED_LOOKS: u8 = 3;
 /// Remote addresses of which is kept which of ours they spoke to.
 pub const SOURCES_MAX: usize = 4096;
 /// Datagrams, or runs, that one turn takes from one descriptor before the others get theirs.

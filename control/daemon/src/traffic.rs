@@ -17,6 +17,8 @@ pub struct Traffic {
 pub struct Change {
     /// Something was sent or received.
     pub active: bool,
+    /// Something was received.
+    pub received: bool,
     /// Since then data was sent and nothing authenticated came.
     pub unanswered_since: Option<Instant>,
 }
@@ -35,7 +37,7 @@ impl Traffic {
         }
         self.last = *line;
         self.looked_at = now;
-        Change { active: sent || received, unanswered_since: self.unanswered_since }
+        Change { active: sent || received, received, unanswered_since: self.unanswered_since }
     }
 
     /// The line of the last look.
@@ -68,10 +70,10 @@ mod tests {
         let mut traffic = Traffic::default();
         assert_eq!(traffic.look(at(1), &line((0, 0), 0)), Change::default());
         assert!(traffic.look(at(2), &line((2, 10), 2)).active);
-        let quiet = Change { active: true, unanswered_since: Some(at(2)) };
+        let quiet = Change { active: true, received: false, unanswered_since: Some(at(2)) };
         assert_eq!(traffic.look(at(3), &line((3, 20), 2)), quiet);
         assert_eq!(traffic.look(at(4), &line((4, 30), 2)), quiet);
-        let idle = Change { active: false, unanswered_since: Some(at(2)) };
+        let idle = Change { active: false, received: false, unanswered_since: Some(at(2)) };
         assert_eq!(traffic.look(at(9), &line((4, 30), 2)), idle);
         assert_eq!(traffic.look(at(10), &line((4, 30), 10)).unanswered_since, None);
     }

@@ -8,6 +8,7 @@ use millrace_path::sealed::PublicKey;
 
 use super::{For, Gateway};
 use crate::counters::Count;
+use crate::limits::RELAYED_LOOKS;
 use crate::relay_client::RelayEvent;
 use crate::relays::State;
 
@@ -17,7 +18,7 @@ impl Gateway {
         // Apart for a moment: packets go on to the finder and the data plane while their bytes lie
         // in the client.
         let mut relays = std::mem::take(&mut self.relays);
-        let mut signals = Vec::new();
+        let (mut signals, mut gone) = (Vec::new(), Vec::new());
         if let Some(relay) = relays.list.get_mut(at) {
             relay.client.handle(now);
             while let Some(event) = relay.client.next_event() {
@@ -44,6 +45,7 @@ impl Gateway {
                         {
                             peer.heard_at = None;
                         }
+                        gone.push(peer);
                     }
                     RelayEvent::Health(text) => {
                         if !text.is_empty() {
@@ -73,6 +75,9 @@ impl Gateway {
         if self.relays.choose_home(now) {
             self.tell_finder(now, false);
         }
+        for peer in gone {
+            self.input(now, Input::PeerGone { peer });
+        }
         for (peer, mut packet) in signals {
             self.input(now, Input::Relayed { peer, bytes: &mut packet });
         }
@@ -87,6 +92,7 @@ impl Gateway {
     ) {
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.heard_at = Some(at);
+            peer.relayed_looks = RELAYED_LOOKS;
         }
         match classify(packet) {
             class @ (Class::WgData | Class::WgHandshake) => self.pass_on(from, class, packet),
