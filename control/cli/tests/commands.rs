@@ -1,6 +1,8 @@
 //! The command as scripts use it: exit codes, what goes to which stream, and a real data plane.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod schema;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -37,9 +39,10 @@ fn with_input(program: &str, words: &[&str], input: &str) -> Output {
 
 #[test]
 fn every_command_has_help_on_standard_output() {
-    for command in
-        ["up", "down", "reload", "status", "genkey", "pubkey", "genpsk", "config", "version"]
-    {
+    for command in [
+        "up", "down", "reload", "status", "genkey", "pubkey", "genpsk", "config", "version",
+        "netcheck",
+    ] {
         let output = run(&[command, "--help"]);
         assert_eq!(code(&output), 0, "{command}");
         assert!(text(&output.stdout).contains("Usage: millrace"), "{command}");
@@ -141,9 +144,7 @@ fn a_data_plane_goes_up_tells_reloads_and_goes_down() {
     let output = inside(&namespace, &["status", &name, "--json"]);
     assert_eq!(code(&output), 0, "{}", text(&output.stderr));
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/millrace.status.1.json");
-    let schema: Value = serde_json::from_slice(&fs::read(schema).unwrap()).unwrap();
-    conforms(&document, &schema, "status");
+    schema::check(&document, "millrace.status.1.json");
     assert_eq!(document["peers"][0]["has_session"], false);
     let table = text(&inside(&namespace, &["status", &name]).stdout);
     assert!(table.contains("192.0.2.2:51820"), "{table}");
@@ -166,48 +167,6 @@ fn run_detached(namespace: &Namespace, words: &[&str]) -> i32 {
         .stderr(Stdio::null())
         .status();
     status.unwrap().code().unwrap()
-}
-
-/// Whether a document has what a schema requires, of the types it says. Enough of JSON Schema for
-/// the schema that we ship.
-fn conforms(value: &Value, schema: &Value, at: &str) {
-    if let Some(expected) = schema.get("const") {
-        assert_eq!(value, expected, "{at}");
-    }
-    if let Some(choices) = schema.get("enum").and_then(Value::as_array) {
-        assert!(choices.contains(value), "{at}: {value}");
-    }
-    if let Some(types) = schema.get("type") {
-        let is = |name: &Value| match name.as_str().unwrap() {
-            "array" => value.is_array(),
-            "boolean" => value.is_boolean(),
-            "integer" => value.is_u64(),
-            "null" => value.is_null(),
-            "object" => value.is_object(),
-            "string" => value.is_string(),
-            other => panic!("{at}: the schema has the type {other}"),
-        };
-        let fits = types.as_array().map_or_else(|| is(types), |types| types.iter().any(is));
-        assert!(fits, "{at}: {value} is no {types}");
-    }
-    for key in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
-        let key = key.as_str().unwrap();
-        assert!(value.get(key).is_some(), "{at} has no {key}");
-    }
-    for (key, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        if let Some(value) = value.get(key) {
-            conforms(value, schema, &format!("{at}.{key}"));
-        }
-    }
-    for (key, _) in value.as_object().into_iter().flatten() {
-        let known = schema.get("properties").and_then(|known| known.get(key)).is_some();
-        assert!(known, "{at}.{key} is not in the schema");
-    }
-    if let (Some(items), Some(schema)) = (value.as_array(), schema.get("items")) {
-        for (number, item) in items.iter().enumerate() {
-            conforms(item, schema, &format!("{at}[{number}]"));
-        }
-    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Fuzz entry points: ordinary functions from bytes to assertions. libFuzzer calls them (see
 //! `bench/fuzz`), and so does a test that replays the committed corpora.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -13,7 +13,8 @@ use crate::derp::frame::Frame;
 use crate::disco::{self, Envelope, Message};
 use crate::finder::{Config, Finder, Input, Network, Uplink, only_uplink};
 use crate::introduce::{self, Introduction};
-use crate::limits::{CANDIDATES_MAX, FRAME_LEN_DEFAULT};
+use crate::limits::{CANDIDATES_MAX, FRAME_LEN_DEFAULT, LIFETIME_MAX};
+use crate::netcheck;
 use crate::output::{Output, Transmit};
 use crate::path::{Pair, UplinkId};
 use crate::sealed::{BoxKey, PublicKey, SecretKey};
@@ -27,7 +28,9 @@ use crate::transaction::TransactionId;
 pub fn stun(datagram: &[u8]) {
     let source = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 41_641));
     if let Ok(response) = stun::parse_response(datagram) {
-        assert!(response.mapped.port() != 0 && !response.mapped.ip().is_unspecified());
+        let named = [Some(response.mapped), response.origin, response.other];
+        let usable = |a: &SocketAddr| a.port() != 0 && !a.ip().is_unspecified();
+        assert!(named.iter().flatten().all(usable));
     }
     match stun::answer(datagram, source).map(|answer| stun::parse_response(&answer)) {
         Ok(Ok(response)) => assert_eq!(response.mapped, source),
@@ -35,6 +38,87 @@ pub fn stun(datagram: &[u8]) {
         Err(_) => {}
     }
 }
+
+/// A check of two servers, whose answers carry what the input says: first a byte each for which of
+/// the last questions is answered, from where and how, then attributes behind our address.
+///
+/// Must hold: no panic, nothing is due again at once, a bounded number of datagrams, none from a
+/// socket to itself or into the networks around us, and an end in time.
+pub fn netcheck(mut input: &[u8]) {
+    let servers = [1, 2].map(|host| SocketAddr::from((Ipv4Addr::new(192, 0, 2, host), 3478)));
+    let own = SocketAddr::from((Ipv4Addr::new(10, 0, 0, 2), 51_820));
+    let mapped = SocketAddr::from((Ipv4Addr::new(203, 0, 113, 7), 4_000));
+    let server = |address: &SocketAddr| netcheck::Server {
+        name: address.to_string(),
+        is_relay: false,
+        stun: vec![*address],
+    };
+    let setup = netcheck::Setup {
+        servers: servers.iter().map(server).collect(),
+        addresses: vec![own.ip()],
+        port: own.port(),
+        depth: netcheck::Depth::Diagnosis { hairpin: true, lifetime: Some(LIFETIME_MAX) },
+        ..netcheck::Setup::default()
+    };
+    let mut check = netcheck::Netcheck::default();
+    let mut random = StdRng::from_seed([9; 32]);
+    let (mut now, mut asked, mut deadline) = (Instant::from_nanos(1), Vec::new(), None);
+    check.handle(now, netcheck::Input::Start(setup), &mut random);
+    for _ in 0..2 * NETCHECK_OUTPUTS_MAX {
+        while let Some(output) = check.poll_output() {
+            match output {
+                netcheck::Output::Transmit { socket, to, datagram } => {
+                    assert!(to != own && (to != mapped || socket != netcheck::Socket::Tunnel));
+                    assert!(
+                        !matches!(to.ip(), IpAddr::V4(ip) if ip.is_private() || ip.is_loopback())
+                    );
+                    asked.push((socket, to, datagram));
+                }
+                netcheck::Output::Timeout(at, reason) => {
+                    assert!(at > now, "{reason:?} is due again at once");
+                    deadline = Some(at);
+                }
+                netcheck::Output::Done(report) => {
+                    // Every report can be told.
+                    assert!(report.document().is_object());
+                    return;
+                }
+                _ => {}
+            }
+        }
+        assert!(asked.len() <= NETCHECK_OUTPUTS_MAX);
+        if let Some(([pick, how, len], rest)) = input.split_first_chunk::<3>() {
+            let (attributes, rest) = rest.split_at(rest.len().min(usize::from(len & 0x3c)));
+            input = rest;
+            let Some((socket, to, datagram)) = asked.iter().rev().nth(usize::from(*pick)) else {
+                continue;
+            };
+            let mut bytes = datagram.clone();
+            if how & 1 == 0 {
+                let Ok(answer) = stun::answer(datagram, mapped) else { continue };
+                bytes = answer.to_vec();
+                let whole = attributes.len() / 4 * 4;
+                bytes.extend_from_slice(&attributes[..whole]);
+                bytes[3] = bytes[3].wrapping_add(whole as u8);
+            }
+            let from = if how & 2 == 0 { *to } else { servers[usize::from(how >> 7)] };
+            let from = if how & 4 == 0 { from } else { SocketAddr::new(from.ip(), 3479) };
+            let socket = if how & 8 == 0 { *socket } else { netcheck::Socket::Tunnel };
+            check.handle(
+                now,
+                netcheck::Input::Datagram { socket, from, bytes: &bytes },
+                &mut random,
+            );
+        } else if let Some(at) = deadline {
+            now = at;
+            check.handle(now, netcheck::Input::Timeout, &mut random);
+        }
+    }
+    unreachable!("a check ends");
+}
+
+/// What one check may send: its questions, with what each may lead to, a few times each.
+const NETCHECK_OUTPUTS_MAX: usize = 200;
 
 /// The content of a disco message from somebody who has the key, and the datagram as it arrived
 /// from somebody who has not.

@@ -52,6 +52,23 @@ fn stun() {
 }
 
 #[test]
+fn netcheck() {
+    replay("netcheck", fuzz::netcheck);
+}
+
+#[test]
+fn random_answers() {
+    use rand::{RngCore, SeedableRng};
+    for seed in 0..2_000 {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let mut input = [0; 120];
+        random.fill_bytes(&mut input);
+        println!("seed {seed}");
+        fuzz::netcheck(&input);
+    }
+}
+
+#[test]
 fn derp() {
     replay("derp", fuzz::derp);
 }

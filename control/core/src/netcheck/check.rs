@@ -346,9 +346,15 @@ impl Check {
                 self.probes.push(probe.answered_from(Ask::OtherPort, other_port));
             }
             (Purpose::Neighbour, Outcome::Answered { mapped, .. }) => {
-                let tunnel = self.seen(true).first().map(|(_, mapped)| *mapped);
-                self.hairpin.between = tunnel.map(|tunnel| [tunnel, mapped]);
-                self.hairpin.next = self.hairpin.between.map(|_| now);
+                let seen = self.seen(true);
+                let tunnel = seen.iter().find(|(by, _)| *by == from).map(|(_, mapped)| *mapped);
+                let between = tunnel.map(|tunnel| [tunnel, mapped]);
+                let between = between.filter(|between| is_hairpin(from, *between, &self.setup));
+                if between.is_none() {
+                    refused.count(Refused::AddressUnusable);
+                }
+                self.hairpin.between = between;
+                self.hairpin.next = between.map(|_| now);
             }
             (Purpose::LifetimeOpen { step }, Outcome::Answered { mapped, .. }) => {
                 self.probes.push(Lifetimes::ask(step, from, mapped, now));
@@ -470,6 +476,19 @@ fn is_believable(server: SocketAddr, other: SocketAddr) -> bool {
         && server.ip() != other.ip()
         && server.port() != other.port()
         && (is_public(other.ip()) || !is_public(server.ip()))
+}
+
+/// Whether these two can be our addresses outside: of one NAT, of different sockets, and not in the
+/// networks around us if a server on the internet says so.
+fn is_hairpin(server: SocketAddr, between: [SocketAddr; 2], setup: &Setup) -> bool {
+    let [tunnel, neighbour] = between;
+    let can_be = |outside: SocketAddr| {
+        may_ask(outside, setup) && (is_public(outside.ip()) || !is_public(server.ip()))
+    };
+    tunnel.ip() == neighbour.ip()
+        && tunnel.port() != neighbour.port()
+        && can_be(tunnel)
+        && can_be(neighbour)
 }
 
 fn is_public(ip: IpAddr) -> bool {

@@ -586,6 +586,39 @@ fn a_server_cannot_send_us_anywhere() {
 }
 
 #[test]
+fn a_server_cannot_make_a_socket_write_to_itself_or_to_others() {
+    let inside = v4(Ipv4Addr::new(192, 168, 1, 1), 53);
+    let one = v4(OUTSIDE, 4_000);
+    for [tunnel, neighbour] in [
+        [one, one],
+        [one, v4(SECOND, 53)],
+        [inside, inside],
+        [inside, v4(Ipv4Addr::new(192, 168, 1, 1), 54)],
+    ] {
+        let mut world = World::new(Net { udp: false, ..Net::default() });
+        let mut setup = setup(DIAGNOSIS);
+        setup.servers.remove(0);
+        let mut asked = VecDeque::new();
+        world.check.handle(world.now, Input::Start(setup), &mut world.random);
+        for mapped in [tunnel, neighbour] {
+            while let Some(output) = world.check.poll_output() {
+                if let Output::Transmit { socket, datagram, .. } = output {
+                    asked.push_back((socket, datagram));
+                }
+            }
+            let (socket, datagram) = asked.pop_back().unwrap();
+            let bytes = stun::answer(&datagram, mapped).unwrap();
+            let input = Input::Datagram { socket, from: v4(FIRST, 3478), bytes: &bytes };
+            world.check.handle(world.now, input, &mut world.random);
+        }
+        assert_eq!(world.refused("address_unusable"), 1, "{tunnel} {neighbour}");
+        while let Some(output) = world.check.poll_output() {
+            assert!(!matches!(output, Output::Transmit { .. }), "{output:?}");
+        }
+    }
+}
+
+#[test]
 fn addresses_that_names_should_not_give_are_not_asked() {
     let mut world = World::new(Net::default());
     let mut setup = setup(Depth::Full);
