@@ -31,6 +31,8 @@ use crate::observer::Observer;
 const TURN_QUESTIONS: usize = 16;
 /// From a change of peers to telling it: a tool that sets thousands one by one is told of once.
 const TELL_PAUSE: Duration = Duration::from_millis(20);
+/// From a failure to let somebody in to the next try.
+const DEAF_PAUSE: Duration = Duration::from_secs(1);
 /// Descriptors to poll, at most.
 pub const POLL_MAX: usize = 3;
 
@@ -47,6 +49,8 @@ pub struct Link {
     told: Told,
     /// When to compare it with what is.
     tell_at: Option<Instant>,
+    /// Nobody could be let in: we are out of descriptors, most likely, and they come back.
+    deaf_until: Option<Instant>,
     /// The slow thread's.
     drops: Arc<DropCounters>,
 }
@@ -90,14 +94,15 @@ impl Link {
         tools: Result<Tools, String>,
         drops: Arc<DropCounters>,
     ) -> Self {
-        let (arriving, client, tell_at) = (None, None, None);
-        Self { file, tools, arriving, client, told: Told::default(), tell_at, drops }
+        let (arriving, client, tell_at, deaf_until) = (None, None, None, None);
+        Self { file, tools, arriving, client, told: Told::default(), tell_at, deaf_until, drops }
     }
 
     /// What to wait for, at most [`POLL_MAX`].
     pub fn poll_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
         let client = self.client.as_ref().map(|client| &client.peer);
-        let file = self.file.as_ref().ok().map(|file| (file.as_fd(), PollFlags::IN));
+        let file = self.file.as_ref().ok().filter(|_| self.deaf_until.is_none());
+        let file = file.map(|file| (file.as_fd(), PollFlags::IN));
         let peers = client.into_iter().chain(&self.arriving).map(|peer| {
             let out = if peer.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
             (peer.as_fd(), PollFlags::IN | out)
@@ -108,7 +113,7 @@ impl Link {
     /// When to call [`Self::keep_up`] even if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         let observer = self.tools.as_ref().ok().and_then(|tools| tools.observer.deadline());
-        [observer, self.tell_at].into_iter().flatten().min()
+        [observer, self.tell_at, self.deaf_until].into_iter().flatten().min()
     }
 
     /// Peers, keys or numbers may have changed.
@@ -125,10 +130,13 @@ impl Link {
 
     /// Whoever connects, asks or leaves. Call when one of [`Self::poll_fds`] is ready.
     pub fn serve(&mut self, device: &Device, place: &Place<'_>) {
-        if let Ok(file) = &self.file
-            && let Ok(Some(peer)) = file.accept()
-        {
-            self.arriving = Some(peer);
+        match self.file.as_ref().map(LinkFile::accept) {
+            Ok(Ok(Some(peer))) => self.arriving = Some(peer),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "control could not be let in");
+                self.deaf_until = Some(clock::now() + DEAF_PAUSE);
+            }
+            Ok(Ok(None)) | Err(_) => {}
         }
         if let Some(mut peer) = self.arriving.take() {
             match peer.receive() {
@@ -157,6 +165,7 @@ impl Link {
 
     /// Tells and writes what is due.
     pub fn keep_up(&mut self, device: &Device, place: &Place<'_>, now: Instant) {
+        self.deaf_until.take_if(|until| *until <= now);
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell_at = None;
             self.tell_changes(device, place);
