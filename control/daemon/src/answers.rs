@@ -286,8 +286,8 @@ fn relayed_verdict(gateway: &Gateway, report: &Report) -> (String, String) {
 
 fn relay_of(gateway: &Gateway, peer: &Peer) -> Option<String> {
     let home = peer.home.as_ref().map(|home| home.url.as_str());
-    let at = gateway.relays.of_peer(home, peer.heard_at)?;
-    Some(gateway.relays.list[at].url.clone())
+    let relay = &gateway.relays.list[gateway.relays.of_peer(home, peer.heard_at)?];
+    relay.is_up().then(|| relay.url.clone())
 }
 
 fn uplink_name(gateway: &Gateway, uplink: UplinkId) -> String {

@@ -94,6 +94,9 @@ pub struct Peer {
     pub traffic: Traffic,
     pub relayed_sent_bytes: u64,
     pub relayed_received_bytes: u64,
+    /// The last handshake initiation that went to a relay: should the peer only then appear there,
+    /// it is sent once more, instead of after WireGuard's five seconds.
+    parked: Option<(Instant, Vec<u8>)>,
 }
 
 /// One change of a peer's route.
@@ -146,6 +149,7 @@ impl Peer {
             traffic: Traffic::default(),
             relayed_sent_bytes: 0,
             relayed_received_bytes: 0,
+            parked: None,
         }
     }
 

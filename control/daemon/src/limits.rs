@@ -29,6 +29,8 @@ pub const API_CLIENTS_MAX: usize = 32;
 pub const API_LINE_LEN_MAX: usize = 4096;
 /// A ping that somebody asked for is given up after this.
 pub const PING_ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// WireGuard's REKEY_TIMEOUT: after it there is a newer initiation.
+pub const PARKED_AGE_MAX: Duration = Duration::from_secs(5);
 /// Changes of a peer's route that `why` tells.
 pub const HISTORY_LEN: usize = 16;
 

@@ -101,11 +101,13 @@ impl Relays {
     }
 
     /// The one relay for tunnel packets to a peer: where it is at home, else where it was last
-    /// heard, else our own.
+    /// heard, else our own; and if none of them is up, that of them which may be soon, because a
+    /// handshake can wait there. None only without any relay.
     pub fn of_peer(&self, home: Option<&str>, heard: Option<usize>) -> Option<usize> {
-        let up = |at: &usize| self.list.get(*at).is_some_and(Relay::is_up);
-        let home = home.and_then(|url| self.position(url)).filter(up);
-        home.or(heard.filter(up)).or(self.home.filter(up))
+        let theirs = home.and_then(|url| self.position(url));
+        let wanted = [theirs, heard, self.home, Some(0)];
+        let mut known = wanted.into_iter().flatten().filter(|at| *at < self.list.len());
+        known.clone().find(|at| self.list[*at].is_up()).or_else(|| known.next())
     }
 
     /// Sends a signal (disco, an introduction): to where the peer is, or everywhere while nobody

@@ -7,7 +7,11 @@ use millrace_path::sealed::PublicKey;
 
 use super::Gateway;
 use crate::counters::{Count, Counters};
-use crate::limits::TURN_MAX;
+use crate::limits::{PARKED_AGE_MAX, TURN_MAX};
+
+/// Type and bytes of a handshake initiation.
+const INITIATION: u8 = 1;
+const INITIATION_LEN: usize = 148;
 
 /// Packets for the data plane that make one run so far.
 #[derive(Debug, Default)]
@@ -53,8 +57,21 @@ impl Gateway {
         };
         let client = &mut self.relays.list[at].client;
         for message in run.messages() {
+            if message.len() == INITIATION_LEN && message.first() == Some(&INITIATION) {
+                peer.parked = Some((now, message.to_vec()));
+            }
             peer.relayed_sent_bytes += message.len() as u64;
             client.send(now, peer.key, message);
+        }
+    }
+
+    /// The peer has just appeared: what it could not hear is said again.
+    pub(super) fn send_parked(&mut self, now: Instant, key: PublicKey) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some((at, message)) = peer.parked.take() else { return };
+        let at_relay = self.relays.of_peer(peer.home_url(), peer.heard_at);
+        if let Some(relay) = at_relay.filter(|_| now.since(at) < PARKED_AGE_MAX) {
+            self.relays.list[relay].client.send(now, key, &message);
         }
     }
 

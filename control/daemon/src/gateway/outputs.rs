@@ -47,9 +47,10 @@ impl Gateway {
             }
             Event::Introduced { peer, home } => {
                 tracing::info!(?peer, relay = home.url, "a peer introduced itself");
-                if let Some(peer) = self.peers.get_mut(&peer) {
-                    peer.home = Some(home);
+                if let Some(known) = self.peers.get_mut(&peer) {
+                    known.home = Some(home);
                 }
+                self.send_parked(now, peer);
             }
             Event::SeenAt { .. } => {}
             Event::Pinged { number, route, round_trip, .. } => {

@@ -1,0 +1,90 @@
+//! Two gateways behind NATs that know nothing of each other but a public key: what operators are
+//! told while the relay carries the first packet and a direct path the rest.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::process::Output;
+use std::time::Duration;
+
+use millrace_lab::gateway::own_program;
+use millrace_lab::nat::{Filtering, Internet, Mapping, Nat, RouterOptions};
+use millrace_lab::{Lab, Node, NodeOptions, Pair, Relay, wait_for};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn millrace(node: &Node, arguments: &[&str]) -> Output {
+    let mut command = node.host.namespace.command(own_program("millrace").unwrap());
+    command.args(arguments).output().unwrap()
+}
+
+/// The key of the other gateway, which has no name.
+fn key_of_peer(node: &Node) -> String {
+    let status = node.status().unwrap();
+    status["peers"][0]["public_key"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn operators_see_the_relay_the_direct_path_and_the_reason() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let mut relay = Relay::start(&lab, &internet).unwrap();
+    let easy = Nat::Translate {
+        mapping: Mapping::EndpointIndependent,
+        filtering: Filtering::AddressAndPortDependent,
+    };
+    let router = |name: &str| internet.router(&lab, name, RouterOptions::nat(easy)).unwrap();
+    let routers = [router("ra"), router("rb")];
+    let hosts = [routers[0].host(&lab, "a").unwrap(), routers[1].host(&lab, "b").unwrap()];
+    let options = [NodeOptions::default(), NodeOptions::default()];
+    let mut pair = Pair::start(&lab, &relay, hosts, options, 0).unwrap();
+    let flow = pair.flow(0, Duration::from_millis(10)).unwrap();
+    flow.first_arrival(LIMIT).unwrap();
+
+    let [a, b] = &pair.nodes;
+    let (name_a, key) = (a.gateway.interface().to_owned(), key_of_peer(a));
+    let ping = millrace(a, &["ping", &key, "--interface", &name_a, "--until-direct", "--json"]);
+    assert_eq!(ping.status.code(), Some(0), "{ping:?}");
+    let text = String::from_utf8(ping.stdout).unwrap();
+    let pong: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(pong["path"], "direct");
+    assert!(pong["rtt_seconds"].as_f64().unwrap() < 1.0, "{pong}");
+
+    let why = millrace(b, &["why", &key_of_peer(b), "--interface", b.gateway.interface()]);
+    let text = String::from_utf8(why.stdout).unwrap();
+    assert_eq!(why.status.code(), Some(0), "{text}");
+    assert!(text.contains("Direct: a proven path is in use."), "{text}");
+    assert!(text.contains("one for all destinations (easy)"), "{text}");
+
+    let paths = a.status().unwrap()["paths"].clone();
+    assert_eq!(paths["schema"], "millrace.paths/1");
+    assert_eq!(paths["problem"], Value::Null);
+    assert_eq!(paths["relays"][0]["up"], true);
+    assert_eq!(paths["nat"]["mapping_varies"], false);
+    let history = paths["peers"][0]["history"].as_array().unwrap();
+    assert_eq!(history[0]["path"], "relay", "the relay comes first: {history:?}");
+
+    // Nobody waits for a relay that is gone: the path is there.
+    relay.kill();
+    wait_for("the news of the relay", LIMIT, || {
+        let paths = pair.nodes[0].status().unwrap()["paths"].clone();
+        (paths["relays"][0]["up"] == false && paths["peers"][0]["path"] == "direct").then_some(())
+    })
+    .unwrap();
+
+    // Without control everything goes on, and is not known any more.
+    pair.nodes[0].kill_control();
+    let ping = millrace(&pair.nodes[0], &["ping", &key, "--interface", &name_a]);
+    assert_eq!(ping.status.code(), Some(5), "{ping:?}");
+    let sentence = String::from_utf8(ping.stderr).unwrap();
+    assert!(sentence.contains("no control process runs for"), "{sentence}");
+    assert_eq!(pair.nodes[0].status().unwrap()["paths"], Value::Null);
+    let record = flow.finish();
+    let lost_later = record.sent.len() - record.came.iter().flatten().count();
+    println!("{} sent, {lost_later} lost", record.sent.len());
+
+    let unknown = millrace(
+        &pair.nodes[1],
+        &["why", "nobody", "--interface", pair.nodes[1].gateway.interface()],
+    );
+    assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
+}
