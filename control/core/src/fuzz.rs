@@ -1,6 +1,8 @@
 //! Fuzz entry points: ordinary functions from bytes to assertions. libFuzzer calls them (see
 //! `bench/fuzz`), and so does a test that replays the committed corpora.
 
+mod portmap;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use crate::sealed::{BoxKey, PublicKey, SecretKey};
 use crate::stun;
 use crate::time::Instant;
 use crate::transaction::TransactionId;
+pub use portmap::portmap;
 
 /// One datagram at the STUN client and at the STUN server.
 ///

@@ -38,6 +38,7 @@ fn random_steps() {
         random.fill_bytes(&mut input);
         println!("seed {seed}");
         fuzz::finder(&input);
+        fuzz::portmap(&input);
     }
 }
 
@@ -71,4 +72,9 @@ fn random_answers() {
 #[test]
 fn derp() {
     replay("derp", fuzz::derp);
+}
+
+#[test]
+fn portmap() {
+    replay("portmap", fuzz::portmap);
 }

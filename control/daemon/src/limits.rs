@@ -111,3 +111,9 @@ pub const PORTAL_ADDRESSES_MAX: usize = 2;
 pub const PORTAL_ANSWER_MAX: usize = 8 << 10;
 /// Datagrams that one turn takes from one socket.
 pub const NETCHECK_TURN_MAX: usize = 64;
+
+// Port mapping.
+
+/// What is read of a router at once. Answers to searches have some hundred bytes, and PCP messages
+/// at most 1,100; a longer datagram is cut, and then refused.
+pub const PORTMAP_DATAGRAM_LEN_MAX: usize = 4096;
