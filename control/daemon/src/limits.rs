@@ -101,6 +101,10 @@ pub const CERTIFICATE_FILE_MAX: u64 = 4 << 20;
 /// TCP's own keepalive, for the time when neither side says anything.
 pub const RELAY_KEEPALIVE_INTERVAL_S: u64 = 30;
 
+/// Between two looks at the relays' round trips, for the choice of the home (tailscale: its
+/// netchecks are 20 to 26 s apart).
+pub const HOME_REPORT_INTERVAL: Duration = Duration::from_secs(20);
+
 // Netcheck.
 
 /// What one step of looking for a captive portal may take: a look-up and a connection, an answer.

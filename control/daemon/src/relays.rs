@@ -1,10 +1,14 @@
 //! All relays of the configuration: a connection to each, and which of them a peer is reached by.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use millrace_path::Instant;
+use millrace_path::home_relay::{self, HomeRelay};
 use millrace_path::sealed::PublicKey;
 
+use crate::limits::HOME_REPORT_INTERVAL;
 use crate::relay_client::{RelayClient, RelayConfig, Up};
 
 /// One relay and how it does.
@@ -37,6 +41,9 @@ impl Relay {
 pub struct Relays {
     pub list: Vec<Relay>,
     home: Option<usize>,
+    choice: HomeRelay,
+    /// When round trips were last given to the choice.
+    measured_at: Option<Instant>,
 }
 
 impl Relays {
@@ -75,25 +82,48 @@ impl Relays {
         self.home.map(|at| &self.list[at])
     }
 
-    /// Stays where it is while that relay is up, else takes the one that was reached soonest. True
-    /// if it is another one now.
+    /// Follows what the connections show: the home is left when its connection ends, or for one that
+    /// is clearly nearer. Call when one of them changed. True if the home is another one now.
     pub fn choose_home(&mut self, now: Instant) -> bool {
-        if self.home().is_some_and(Relay::is_up) {
-            return false;
+        let names = || self.list.iter().map(|relay| relay.url.clone()).collect();
+        let mut moved = None;
+        for relay in &self.list {
+            let relay_is = if relay.is_up() {
+                home_relay::Input::Up { relay: &relay.url }
+            } else {
+                home_relay::Input::Down { relay: &relay.url }
+            };
+            moved = self.choice.handle(now, relay_is).or(moved);
         }
-        let soonest = |(at, relay): (usize, &Relay)| match &relay.state {
-            State::Up { up, .. } => Some((up.connect_time, at)),
-            _ => None,
-        };
-        let best = self.list.iter().enumerate().filter_map(soonest).min().map(|(_, at)| at);
-        // Without any it is still there that peers look for us.
-        let Some(best) = best.filter(|best| Some(*best) != self.home) else { return false };
-        if let Some(before) = self.home {
-            self.list[before].client.set_home(now, false);
+        // Before one is up there is none: at which is then shown by the first connection.
+        if self.choice.home().is_some() || self.list.iter().any(Relay::is_up) {
+            moved = self.choice.handle(now, home_relay::Input::Configured(names())).or(moved);
         }
-        self.list[best].client.set_home(now, true);
-        self.home = Some(best);
-        true
+        // Connections are watched closer than by what comes in.
+        for relay in self.list.iter().filter(|relay| relay.is_up()) {
+            let heard = home_relay::Input::Heard { relay: &relay.url };
+            moved = self.choice.handle(now, heard).or(moved);
+        }
+        if self.measured_at.is_none_or(|at| now.since(at) >= HOME_REPORT_INTERVAL) {
+            self.measured_at = Some(now);
+            let latencies = home_relay::Input::Latencies(self.round_trips());
+            moved = self.choice.handle(now, latencies).or(moved);
+        }
+        if let Some(moved) = moved {
+            tracing::info!(from = moved.from, to = moved.to, why = ?moved.why, "home relay");
+        }
+        let before = self.home;
+        self.home = self.choice.home().and_then(|home| self.position(home));
+        for (at, relay) in self.list.iter_mut().enumerate() {
+            relay.client.set_home(now, Some(at) == self.home);
+        }
+        self.home != before
+    }
+
+    /// Of those connections on which a question was answered already.
+    fn round_trips(&self) -> BTreeMap<String, Duration> {
+        let up = self.list.iter().filter(|relay| relay.is_up());
+        up.filter_map(|relay| Some((relay.url.clone(), relay.client.round_trip()?))).collect()
     }
 
     pub fn position(&self, url: &str) -> Option<usize> {
@@ -147,5 +177,77 @@ impl Relays {
         for relay in &mut self.list {
             relay.client.network_changed(now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use millrace_config::discovery::HttpUrl;
+    use millrace_path::derp::ServerInfo;
+
+    use super::*;
+
+    fn relays(urls: &[&str]) -> Relays {
+        let config = |url: &&str| RelayConfig::new(HttpUrl::parse(url).unwrap());
+        let mut relays = Relays::default();
+        let configs = urls.iter().map(config).collect();
+        relays.set(Instant::from_nanos(0), configs, Some(PublicKey([1; 32]))).unwrap();
+        relays
+    }
+
+    fn up(relays: &mut Relays, at: usize) {
+        let up = Up {
+            relay_key: PublicKey([2; 32]),
+            info: ServerInfo::default(),
+            address: SocketAddr::from(([192, 0, 2, 1], 443)),
+            proxied: false,
+            tls: None,
+            connect_time: Duration::from_millis(50),
+        };
+        relays.list[at].state = State::Up { since: Instant::from_nanos(0), up: Box::new(up) };
+    }
+
+    fn down(relays: &mut Relays, at: usize) {
+        let retry_at = Instant::from_nanos(0);
+        relays.list[at].state = State::Down { why: "cut".into(), retry_at };
+    }
+
+    fn home(relays: &Relays) -> Option<&str> {
+        relays.home().map(|relay| relay.url.as_str())
+    }
+
+    #[test]
+    fn the_home_is_the_first_that_is_up_and_is_left_with_its_connection() {
+        let now = Instant::from_nanos(1);
+        let mut relays = relays(&["https://a", "https://b"]);
+        assert!(!relays.choose_home(now));
+        assert_eq!(home(&relays), None);
+        up(&mut relays, 1);
+        assert!(relays.choose_home(now));
+        assert_eq!(home(&relays), Some("https://b"));
+        // The other one comes up: no reason to move.
+        up(&mut relays, 0);
+        assert!(!relays.choose_home(now + Duration::from_secs(30)));
+        down(&mut relays, 1);
+        assert!(relays.choose_home(now + Duration::from_secs(31)));
+        assert_eq!(home(&relays), Some("https://a"));
+        // Without any it is still there that peers look for us.
+        down(&mut relays, 0);
+        assert!(!relays.choose_home(now + Duration::from_secs(32)));
+        assert_eq!(home(&relays), Some("https://a"));
+    }
+
+    #[test]
+    fn a_home_that_is_not_configured_any_more_is_left() {
+        let now = Instant::from_nanos(1);
+        let mut relays = relays(&["https://a", "https://b"]);
+        (0..2).for_each(|at| up(&mut relays, at));
+        relays.choose_home(now);
+        assert_eq!(home(&relays), Some("https://a"));
+        relays.list.remove(0);
+        assert!(relays.choose_home(now) || home(&relays) == Some("https://b"));
+        assert_eq!(home(&relays), Some("https://b"));
     }
 }
