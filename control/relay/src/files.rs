@@ -67,7 +67,7 @@ pub fn mesh_key(path: &Path) -> Result<MeshKey, Failure> {
 }
 
 /// Reads a file that nobody but its owner may.
-fn read_secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let text = Zeroizing::new(read(path)?);
     let mode = fs::metadata(path).map_or(0, |data| data.permissions().mode());
     // systemd opens its credentials to us by an ACL, which looks like a right of the group; nobody
@@ -80,23 +80,32 @@ fn read_secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
     Ok(text)
 }
 
-/// TLS towards other relays: the certificates of a PEM file are trusted, else those of the system.
-pub fn roots(file: Option<&Path>) -> Result<Arc<ClientConfig>, Failure> {
-    const CURE: &str = "install ca-certificates, or name a PEM file in mesh.ca_file";
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = file {
-        let pem = read(path)?;
-        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            certificate
-                .map_err(|error| error.to_string())
-                .and_then(|certificate| roots.add(certificate).map_err(|e| e.to_string()))
-                .map_err(|error| Failure::of_file(path, error, CURE))?;
-        }
-    } else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+/// The certificates that others' must lead to: those of a PEM file, else the system's. `key` is
+/// that of the configuration which names the file.
+pub fn trusted(file: Option<&Path>, key: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let cure = format!("install ca-certificates, or name a PEM file in {key}");
+    let trusted = match file {
+        Some(path) => CertificateDer::pem_slice_iter(read(path)?.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| Failure::of_file(path, error, &cure))?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    if trusted.is_empty() {
+        return Err(Failure::new(Exit::ConfigInvalid, "no certificates that are trusted", cure));
     }
-    if roots.is_empty() {
-        return Err(Failure::new(Exit::ConfigInvalid, "no certificates that are trusted", CURE));
+    Ok(trusted)
+}
+
+/// TLS towards other relays.
+pub fn roots(file: Option<&Path>) -> Result<Arc<ClientConfig>, Failure> {
+    const KEY: &str = "mesh.ca_file";
+    let mut roots = RootCertStore::empty();
+    let trusted = trusted(file, KEY)?;
+    let count = trusted.len();
+    let (_, bad) = roots.add_parsable_certificates(trusted);
+    if bad > 0 && (file.is_some() || bad == count) {
+        let seen = format!("{bad} of {count} trusted certificates cannot be read");
+        return Err(Failure::new(Exit::ConfigInvalid, seen, format!("mend {KEY}")));
     }
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -151,13 +160,29 @@ pub fn tls(chain: &Path, key: &Path, relay: PublicKey) -> Result<Arc<ServerConfi
     certificates.push(meta_certificate(relay).map_err(|error| {
         Failure::new(Exit::Error, format!("making the relay's own certificate: {error}"), CURE)
     })?);
+    serve(certificates, private)
+        .map_err(|error| Failure::of_file(chain, format!("{error} (with {})", key.display()), CURE))
+}
+
+/// TLS that nobody trusts, for as long as no certificate was issued.
+pub fn tls_without_certificate() -> Result<Arc<ServerConfig>, Failure> {
+    let failed = |error: String| {
+        Failure::new(Exit::Error, format!("making a certificate: {error}"), "report it")
+    };
+    let made = rcgen::generate_simple_self_signed(vec!["not-yet.invalid".to_owned()])
+        .map_err(|error| failed(error.to_string()))?;
+    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    serve(vec![made.cert.der().clone()], key).map_err(|error| failed(error.to_string()))
+}
+
+fn serve(
+    certificates: Vec<CertificateDer<'static>>,
+    private: PrivateKeyDer<'static>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map(|builder| builder.with_no_client_auth())
-        .and_then(|builder| builder.with_single_cert(certificates, private))
-        .map_err(|error| {
-            Failure::of_file(chain, format!("{error} (with {})", key.display()), CURE)
-        })?;
+        .and_then(|builder| builder.with_single_cert(certificates, private))?;
     // Connections live for days: tickets would only cost a write and memory.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});

@@ -5,6 +5,9 @@ use millrace_path::sealed::PublicKey;
 
 use crate::limits;
 
+/// Where an ACME server looks (RFC 8555 section 8.3).
+const CHALLENGE: &str = "/.well-known/acme-challenge/";
+
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -14,6 +17,8 @@ pub enum Asked {
     Probe,
     /// Whether somebody between rewrites answers; the challenge is repeated.
     NoContent { challenge: Option<String> },
+    /// An ACME server's look.
+    Challenge { token: String },
     /// A browser's look.
     Page,
     /// /derp without an upgrade that we know.
@@ -75,6 +80,9 @@ impl Request {
                 challenge: header("x-tailscale-challenge").filter(|c| is_plain(c)).map(Into::into),
             },
             "/" => Asked::Page,
+            _ if path.starts_with(CHALLENGE) => {
+                Asked::Challenge { token: path[CHALLENGE.len()..].to_owned() }
+            }
             _ => Asked::Missing,
         };
         // A body would be the next request to us: nobody who only reads sends one.
@@ -85,8 +93,8 @@ impl Request {
         Ok(Some((Self { asked, head_only: method == "HEAD", last }, len)))
     }
 
-    /// The whole answer of everything but an upgrade.
-    pub fn answer(&self) -> Vec<u8> {
+    /// The whole answer of everything but an upgrade. `proof` is that to a challenge, if it is ours.
+    pub fn answer(&self, proof: Option<&str>) -> Vec<u8> {
         const PLAIN: &str = "Content-Type: text/plain; charset=utf-8\r\n";
         let (status, headers, body) = match &self.asked {
             Asked::Probe => ("200 OK", "Access-Control-Allow-Origin: *\r\n".to_owned(), ""),
@@ -108,7 +116,13 @@ impl Request {
             Asked::Method => {
                 ("405 Method Not Allowed", format!("{PLAIN}Allow: GET, HEAD\r\n"), "Only GET.\n")
             }
-            Asked::Missing => ("404 Not Found", PLAIN.to_owned(), "Nothing here.\n"),
+            Asked::Challenge { .. } if proof.is_some() => {
+                let headers = "Content-Type: application/octet-stream\r\n".to_owned();
+                ("200 OK", headers, proof.unwrap_or_default())
+            }
+            Asked::Missing | Asked::Challenge { .. } => {
+                ("404 Not Found", PLAIN.to_owned(), "Nothing here.\n")
+            }
         };
         let mut out = format!("HTTP/1.1 {status}\r\n{headers}");
         if !matches!(self.asked, Asked::NoContent { .. }) {
@@ -166,18 +180,24 @@ mod tests {
         assert_eq!(asked("GET /derp HTTP/1.1\nUpgrade: websocket").asked, Asked::NoUpgrade);
         assert_eq!(asked("GET /derp/latency-check?x HTTP/1.1").asked, Asked::Probe);
         let probe = asked("HEAD /derp/probe HTTP/1.1");
-        assert!(probe.answer().starts_with(b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *"));
+        assert!(
+            probe.answer(None).starts_with(b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *")
+        );
         let post = asked("POST /derp/probe HTTP/1.1\nContent-Length: 3");
         assert_eq!((post.asked, post.last), (Asked::Method, true));
         assert_eq!(asked("GET /etc/passwd HTTP/1.1").asked, Asked::Missing);
         assert!(asked("GET / HTTP/1.0").last);
+        let challenge = asked("GET /.well-known/acme-challenge/a-token HTTP/1.1");
+        assert_eq!(challenge.asked, Asked::Challenge { token: "a-token".to_owned() });
+        assert!(challenge.answer(None).starts_with(b"HTTP/1.1 404 "));
+        assert!(challenge.answer(Some("a-token.proof")).ends_with(b"\r\n\r\na-token.proof"));
     }
 
     #[test]
     fn a_challenge_is_repeated_unless_it_could_write_headers() {
         let head = |challenge: &str| {
             let head = format!("GET /generate_204 HTTP/1.1\nX-Tailscale-Challenge: {challenge}");
-            String::from_utf8(asked(&head).answer()).unwrap()
+            String::from_utf8(asked(&head).answer(None)).unwrap()
         };
         assert!(head("ts_a.b:c-1").contains("X-Tailscale-Response: response ts_a.b:c-1\r\n"));
         assert!(!head("a b").contains("X-Tailscale-Response"));
@@ -196,7 +216,7 @@ mod tests {
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(Some((request, len))) = Request::parse(&bytes) {
                 prop_assert!(len <= bytes.len());
-                prop_assert!(request.answer().starts_with(b"HTTP/1.1 "));
+                prop_assert!(request.answer(None).starts_with(b"HTTP/1.1 "));
             }
         }
     }

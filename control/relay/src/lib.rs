@@ -6,6 +6,7 @@
 //! the [`mail`] of its worker → one write at the end of the turn ([`connection`]).
 #![forbid(unsafe_code)]
 
+pub mod acme;
 pub mod connection;
 pub mod failure;
 pub mod files;

@@ -79,6 +79,20 @@ pub const MATE_SILENCE_LIMIT: Duration = Duration::from_secs(15);
 pub const MATE_RETRY_FIRST: Duration = Duration::from_millis(500);
 pub const MATE_RETRY_LAST: Duration = Duration::from_secs(10);
 
+/// One request to an ACME server, and how much it may answer.
+pub const ACME_REQUEST_LIMIT: Duration = Duration::from_secs(30);
+pub const ACME_ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// How long an ACME server may take to look at us, or to make a certificate; how often it is asked.
+pub const ACME_ORDER_LIMIT: Duration = Duration::from_secs(120);
+pub const ACME_POLL: Duration = Duration::from_millis(500);
+/// After a failure: five times within the first hour, which is what public servers allow.
+pub const ACME_RETRY_FIRST: Duration = Duration::from_secs(10);
+pub const ACME_RETRY_LAST: Duration = Duration::from_secs(6 * 3600);
+/// A clock may jump: how often it is asked whether the certificate is due.
+pub const ACME_LOOK: Duration = Duration::from_secs(3600);
+/// Names of one certificate.
+pub const ACME_NAMES_MAX: usize = 100;
+
 /// How often the certificate's files are looked at.
 pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(60);
 /// The certificate that names the relay's key is valid so long to both sides (tailscale: 30 days).

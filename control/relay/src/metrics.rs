@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::shared::Shared;
 
@@ -58,6 +58,8 @@ counts! {
     MateConnected: "mesh_connects_total", "result=\"connected\"", "Connections to other relays of the mesh.";
     MateFailed: "mesh_connects_total", "result=\"failed\"", "Connections to other relays of the mesh.";
     Throttled: "throttled_total", "", "Times that reading from a client paused for its rate limit.";
+    AcmeIssued: "acme_orders_total", "result=\"issued\"", "Certificates asked for by ACME.";
+    AcmeFailed: "acme_orders_total", "result=\"failed\"", "Certificates asked for by ACME.";
     StunAnswered: "stun_requests_total", "result=\"answered\"", "STUN datagrams.";
     StunInvalid: "stun_requests_total", "result=\"invalid\"", "STUN datagrams.";
 }
@@ -99,6 +101,11 @@ pub fn page(shared: &Shared) -> String {
         gauge(&mut page, "mesh_mates", "Other relays that we are connected to.", "", mates);
         let help = "Keys that are connected to other relays of the mesh.";
         gauge(&mut page, "mesh_clients", help, "", mesh.len() as u64);
+    }
+    if let Some(end) = shared.live.load().certificate_end {
+        let seconds = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let help = "Unix time at which the served certificate ends.";
+        gauge(&mut page, "certificate_not_after_seconds", help, "", seconds);
     }
     let reloads = shared.reload_failed.load(Ordering::Relaxed);
     let (name, help) = ("config_last_reload_successful", "1 unless the last reload failed.");

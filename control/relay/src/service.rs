@@ -17,6 +17,8 @@ use rustls::ClientConfig;
 use sd_notify::NotifyState;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::acme::certificate::Certificate;
+use crate::acme::{Acme, Challenges};
 use crate::failure::Failure;
 use crate::files;
 use crate::limits;
@@ -69,6 +71,9 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         desks: desks.map_err(|error| Failure::from_io("making eventfds", &error))?,
         workers: settings.workers,
         mesh,
+        acme: Counters::default(),
+        challenges: Challenges::default(),
+        renewed: AtomicBool::new(false),
         stun: settings.stun.iter().map(|_| Counters::default()).collect(),
         connections: AtomicUsize::new(0),
         connections_max,
@@ -78,6 +83,10 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         secret,
     });
     let workers = start(&settings, &shared)?;
+    if let Some(acme) = &settings.acme {
+        let acme = Acme { settings: acme.clone(), shared: Arc::clone(&shared) };
+        spawn("acme".to_owned(), move || acme.run())?;
+    }
     if let Some(roots) = roots {
         meet(&settings, &shared, &roots)?;
     }
@@ -131,8 +140,16 @@ fn read(path: &Path) -> Result<Settings, Failure> {
 
 /// The part that a reload replaces.
 fn live(settings: &Settings, public: PublicKey) -> Result<Live, Failure> {
+    let mut certificate_end = None;
     let tls = match &settings.https {
-        Some(https) => Some(files::tls(&https.certificate_file, &https.key_file, public)?),
+        Some(https) if settings.acme.is_some() && !https.certificate_file.exists() => {
+            Some(files::tls_without_certificate()?)
+        }
+        Some(https) => {
+            let tls = files::tls(&https.certificate_file, &https.key_file, public)?;
+            certificate_end = Some(Certificate::read(&https.certificate_file)?.not_after);
+            Some(tls)
+        }
         None => None,
     };
     let admission = match &settings.keys_file {
@@ -143,7 +160,7 @@ fn live(settings: &Settings, public: PublicKey) -> Result<Live, Failure> {
         bytes_per_second: settings.bytes_per_second,
         burst_bytes: settings.burst_bytes,
     });
-    Ok(Live { tls, admission, rate })
+    Ok(Live { tls, certificate_end, admission, rate })
 }
 
 /// Opens all ports and starts all threads.
@@ -268,6 +285,9 @@ impl Service {
                 Some(Asked::Reload) => self.reload("SIGHUP"),
                 None => {}
             }
+            if self.shared.renewed.swap(false, Ordering::Acquire) {
+                self.reload("a new certificate");
+            }
             if looked.elapsed() >= limits::CERTIFICATE_LOOK {
                 looked = Instant::now();
                 if self.files_changed() != self.seen {
@@ -317,7 +337,7 @@ impl Service {
             Ok((live, settings)) => {
                 if !self.settings.same_after_reload(&settings) {
                     tracing::warn!(
-                        "ports, workers, connections_max, the key and the mesh wait for a restart"
+                        "ports, workers, connections_max, the key, [acme] and [mesh] wait for a restart"
                     );
                 }
                 self.shared.live.store(Arc::new(live));

@@ -17,6 +17,7 @@ pub struct Settings {
     pub drain_seconds: u64,
     pub https: Option<Https>,
     pub http: Http,
+    pub acme: Option<AcmeSettings>,
     pub stun: Vec<SocketAddr>,
     /// None: everybody may use the relay.
     pub keys_file: Option<PathBuf>,
@@ -33,6 +34,27 @@ pub struct Https {
     pub listen: Vec<SocketAddr>,
     pub certificate_file: PathBuf,
     pub key_file: PathBuf,
+}
+
+/// `[acme]`:
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcmeSettings {
+    /// DNS names and addresses of the certificate.
+    pub names: Vec<String>,
+    /// A mail address that the server may warn.
+    pub contact: Option<String>,
+    /// The URL of the server's directory.
+    pub directory: String,
+    pub ca_file: Option<PathBuf>,
+    /// Account and certificate are kept here.
+    pub state_directory: PathBuf,
+}
+
+impl AcmeSettings {
+    /// Private key and chain, in one file so that the two are always of one order.
+    pub fn certificate_file(&self) -> PathBuf {
+        self.state_directory.join("certificate.pem")
+    }
 }
 
 /// `[http]`:
@@ -74,6 +96,18 @@ pub const KEYS: &[(&str, &str, bool, &str, &str)] = &[
         "addresses with ports for /generate_204, usually [\"[::]:80\"]",
     ),
     ("http", "relay", false, "false", "serve /derp without TLS too: for labs"),
+    (
+        "acme",
+        "names",
+        false,
+        "",
+        "names (or addresses) of a certificate that the relay gets itself",
+    ),
+    ("acme", "terms_agreed", false, "", "true: you agree to the terms of the ACME server"),
+    ("acme", "contact", false, "none", "a mail address that the server may write to"),
+    ("acme", "directory", false, ACME_DIRECTORY, "the URL of the ACME server's directory"),
+    ("acme", "ca_file", false, "the system's", "PEM certificates that the server's must lead to"),
+    ("acme", "state_directory", false, ACME_STATE, "where account and certificate are kept"),
     ("stun", "listen", false, "none", "UDP addresses with ports, usually [\"[::]:3478\"]"),
     ("admission", "keys_file", true, "everybody", "public keys that may log in, one a line"),
     ("mesh", "key_file", false, "", "64 hexadecimal digits that all relays of the mesh share"),
@@ -91,8 +125,11 @@ pub const KEYS: &[(&str, &str, bool, &str, &str)] = &[
 ];
 
 /// The tables of the file.
-pub const TABLES: [&str; 8] =
-    ["relay", "https", "http", "stun", "admission", "mesh", "rate", "metrics"];
+pub const TABLES: [&str; 9] =
+    ["relay", "https", "acme", "http", "stun", "admission", "mesh", "rate", "metrics"];
+
+pub(crate) const ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+pub(crate) const ACME_STATE: &str = "/var/lib/millrace-relay/acme";
 
 impl Default for Settings {
     fn default() -> Self {
@@ -103,6 +140,7 @@ impl Default for Settings {
             drain_seconds: limits::DRAIN_DEFAULT_S,
             https: None,
             http: Http::default(),
+            acme: None,
             stun: Vec::new(),
             keys_file: None,
             mesh: None,
@@ -126,18 +164,18 @@ impl Settings {
 
     /// Whether everything that only a restart takes over is the same.
     pub fn same_after_reload(&self, new: &Self) -> bool {
-        let Self { private_key_file, workers, connections_max, http, stun, mesh, metrics, .. } =
-            self;
+        let Self { private_key_file, workers, connections_max, acme, http, stun, mesh, .. } = self;
         let listen = |settings: &Self| settings.https.as_ref().map(|https| https.listen.clone());
-        (private_key_file, workers, connections_max, http, stun, mesh, metrics)
+        (private_key_file, workers, connections_max, acme, http, stun, mesh, self.metrics)
             == (
                 &new.private_key_file,
                 &new.workers,
                 &new.connections_max,
+                &new.acme,
                 &new.http,
                 &new.stun,
                 &new.mesh,
-                &new.metrics,
+                new.metrics,
             )
             && listen(self) == listen(new)
     }

@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use millrace_path::sealed::{PublicKey, SecretKey};
 use rustls::ServerConfig;
 
+use crate::acme::Challenges;
 use crate::mail::Mailbox;
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
@@ -18,6 +20,8 @@ use crate::registry::{Place, Registry};
 pub struct Live {
     /// None without `[https]`.
     pub tls: Option<Arc<ServerConfig>>,
+    /// When its certificate ends.
+    pub certificate_end: Option<SystemTime>,
     pub admission: Admission,
     pub rate: Option<Rate>,
 }
@@ -68,6 +72,11 @@ pub struct Shared {
     pub mesh: Option<Mesh>,
     /// One for each STUN socket.
     pub stun: Vec<Counters>,
+    /// The counters of the thread that gets certificates, what it has to answer, and whether there
+    /// is a new one.
+    pub acme: Counters,
+    pub challenges: Challenges,
+    pub renewed: AtomicBool,
     pub connections: AtomicUsize,
     pub connections_max: usize,
     pub reload_failed: AtomicBool,
@@ -98,6 +107,6 @@ impl Shared {
     }
 
     pub fn counters(&self) -> impl Iterator<Item = &Counters> {
-        self.desks.iter().map(|desk| &desk.counters).chain(&self.stun)
+        self.desks.iter().map(|desk| &desk.counters).chain(&self.stun).chain([&self.acme])
     }
 }

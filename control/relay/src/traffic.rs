@@ -72,7 +72,11 @@ impl Worker {
             }
             _ => {
                 self.count(Count::HttpRequests, 1);
-                answer = request.answer();
+                let proof = match &request.asked {
+                    Asked::Challenge { token } => self.shared.challenges.answer(token),
+                    _ => None,
+                };
+                answer = request.answer(proof.as_deref());
             }
         }
         let deadline_ms = self.now_ms + limits::LOGIN_LIMIT.as_millis() as u64;

@@ -1,6 +1,6 @@
 //! Walks the parsed document and remembers what is wrong, with its position.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -8,7 +8,9 @@ use millrace_config::problem::{Problem, Problems, nearest, position, quoted};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Https, KEYS, MeshSettings, Settings, TABLES};
+use super::{
+    ACME_DIRECTORY, ACME_STATE, AcmeSettings, Https, KEYS, MeshSettings, Settings, TABLES,
+};
 use crate::limits;
 use crate::mesh::url::RelayUrl;
 
@@ -57,8 +59,11 @@ impl Reader<'_> {
         if let Some(section) = self.section(top, "relay") {
             self.relay(section, &mut settings);
         }
+        if let Some(section) = self.section(top, "acme") {
+            settings.acme = self.acme(section);
+        }
         if let Some(section) = self.section(top, "https") {
-            settings.https = self.https(section);
+            settings.https = self.https(section, top.contains_key("acme"), &settings);
         }
         if let Some(section) = self.section(top, "http") {
             settings.http.listen = self.addresses(section, "listen");
@@ -85,6 +90,14 @@ impl Reader<'_> {
                 .string(section, "listen")
                 .and_then(|text| self.address(section, "listen", &text));
         }
+        if settings.acme.is_some() && self.problems.is_empty() {
+            let port = settings.http.listen.is_empty().then_some("[http] listen, for port 80");
+            let https = settings.https.is_none().then_some("[https] listen");
+            if let Some(missing) = port.or(https) {
+                let seen = "[acme] is there and cannot work";
+                self.problem(0, "acme".to_owned(), seen, missing, "add it");
+            }
+        }
         if settings.https.is_none() && !settings.http.relay && self.problems.is_empty() {
             let expected = "[https], or [http] with relay = true in a lab";
             self.problem(0, String::new(), "nothing serves /derp", expected, "add one of them");
@@ -107,9 +120,48 @@ impl Reader<'_> {
         }
     }
 
-    fn https(&mut self, section: Section<'_>) -> Option<Https> {
+    fn acme(&mut self, section: Section<'_>) -> Option<AcmeSettings> {
+        let table = section.table;
+        let names = self.names(section, "names");
+        if self.flag(section, "terms_agreed") != Some(true) {
+            let (at, label) = (section.start, "acme.terms_agreed".to_owned());
+            let cure = "read the terms of the server, and write it if you agree";
+            self.problem(at, label, "the terms are not agreed to", "terms_agreed = true", cure);
+        }
+        let contact = self.string(section, "contact");
+        if contact.as_ref().is_some_and(|mail| !mail.contains('@')) {
+            let cure = "write it like \"operator@example.net\"";
+            self.wrong(table, section.name, "contact", "a mail address", cure);
+        }
+        let directory = self.string(section, "directory");
+        if directory.as_ref().is_some_and(|url| !url.starts_with("https://")) {
+            let cure = "see the documentation of the ACME server";
+            self.wrong(table, section.name, "directory", "a URL that begins with https://", cure);
+        }
+        let ca_file = self.path(section, "ca_file");
+        let state = self.path(section, "state_directory");
+        Some(AcmeSettings {
+            names: names?,
+            contact,
+            directory: directory.unwrap_or_else(|| ACME_DIRECTORY.to_owned()),
+            ca_file,
+            state_directory: state.unwrap_or_else(|| ACME_STATE.into()),
+        })
+    }
+
+    fn https(&mut self, section: Section<'_>, acme: bool, settings: &Settings) -> Option<Https> {
         let listen = self.addresses(section, "listen");
         let table = section.table;
+        if acme {
+            for key in ["certificate_file", "key_file"] {
+                if table.contains_key(key) {
+                    let expected = "no file, as [acme] gets the certificate";
+                    self.wrong(table, section.name, key, expected, "delete it, or [acme]");
+                }
+            }
+            let file = settings.acme.as_ref()?.certificate_file();
+            return Some(Https { listen, certificate_file: file.clone(), key_file: file });
+        }
         for key in ["listen", "certificate_file", "key_file"] {
             if table.get(key).is_none() {
                 let label = format!("https.{key}");
@@ -202,6 +254,24 @@ impl Reader<'_> {
         let text = |item: &Spanned<DeValue<'_>>| item.get_ref().as_str().map(ToOwned::to_owned);
         let texts: Vec<String> = items.iter().map(|item| text(item).unwrap_or_default()).collect();
         texts.iter().filter_map(|text| self.address(section, key, text)).collect()
+    }
+
+    /// Names for a certificate. They go into a request as they are: no wildcards, ASCII alone.
+    fn names(&mut self, section: Section<'_>, key: &str) -> Option<Vec<String>> {
+        let value = section.table.get(key).and_then(|value| value.get_ref().as_array());
+        let read = |item: &Spanned<DeValue<'_>>| {
+            let name = item.get_ref().as_str()?;
+            let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c));
+            let dns = plain && name.contains('.') && name.len() <= 253;
+            (dns || name.parse::<IpAddr>().is_ok()).then(|| name.to_owned())
+        };
+        let names: Option<Vec<String>> = value.and_then(|items| items.iter().map(read).collect());
+        let names = names.filter(|names| (1..=limits::ACME_NAMES_MAX).contains(&names.len()));
+        if names.is_none() {
+            let cure = "write them like [\"relay.example.net\"]";
+            self.wrong(section.table, section.name, key, "a list of full DNS names", cure);
+        }
+        names
     }
 
     fn urls(&mut self, section: Section<'_>, key: &str) -> Vec<RelayUrl> {
@@ -354,6 +424,19 @@ mod tests {
             ("schema = 1\n[stun]\nlisten = [3]", "an address with a port"),
             ("schema = 1\n[https]\nlisten = []", "https.key_file: the key is missing"),
             ("schema = 1\n[rate]\nburst_bytes = 5", "a number from 131146"),
+            ("schema = 1\n[acme]\nnames = [\"relay\"]", "a list of full DNS names"),
+            ("schema = 1\n[acme]\nnames = [\"*.b.net\"]", "a list of full DNS names"),
+            ("schema = 1\n[acme]\nnames = [\"b.net\"]", "terms_agreed = true"),
+            ("schema = 1\n[acme]\ncontact = \"b\"", "a mail address"),
+            ("schema = 1\n[acme]\ndirectory = \"http://b\"", "begins with https://"),
+            (
+                "schema = 1\n[acme]\nnames = [\"b.net\"]\nterms_agreed = true\n[https]\nlisten = []",
+                "[http] listen, for port 80",
+            ),
+            (
+                "schema = 1\n[acme]\nnames = [\"b.net\"]\nterms_agreed = true\n[https]\nkey_file = \"/k\"",
+                "as [acme] gets the certificate",
+            ),
             ("schema = 1\n[mesh]\npeers = []", "mesh.key_file: the key is missing"),
             ("schema = 1\n[mesh]\npeers = [\"b.example.net\"]", "URLs of relays"),
             ("schema = 1\n[metrics]\nlisten = 5", "a string"),

@@ -177,6 +177,11 @@ pub fn tcp(namespace: &Namespace, address: &str) -> TcpStream {
 
 /// TLS that trusts one certificate.
 pub fn tls(namespace: &Namespace, trusted: &Path) -> Stream {
+    tls_to(namespace, HTTPS, trusted)
+}
+
+/// The same to another address; the name of the other side is always `relay.test`.
+pub fn tls_to(namespace: &Namespace, address: &str, trusted: &Path) -> Stream {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(trusted).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -187,7 +192,7 @@ pub fn tls(namespace: &Namespace, trusted: &Path) -> Stream {
         .with_no_client_auth();
     let name = ServerName::try_from("relay.test").unwrap();
     let session = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-    Box::new(rustls::StreamOwned::new(session, tcp(namespace, HTTPS)))
+    Box::new(rustls::StreamOwned::new(session, tcp(namespace, address)))
 }
 
 /// One HTTP request; the whole answer.
