@@ -18,6 +18,7 @@
 mod faults;
 mod host;
 mod internet;
+mod nat64;
 mod router;
 mod rules;
 mod services;
@@ -26,6 +27,7 @@ mod wire;
 pub use faults::{Direction, Fault};
 pub use host::Host;
 pub use internet::{Internet, RELAY_NAME, SERVER_V4, SERVER_V6, names_for};
+pub use nat64::Nat64;
 pub use router::{Router, RouterOptions};
 pub use rules::{Filtering, Hairpin, Input, Ipv6, Mapping, Nat, Policy};
 pub use services::{PROXY_PORT, PortMapping};

@@ -93,19 +93,19 @@ impl Router {
 }
 
 /// A directory of its own for a daemon, and a unique name.
-fn place(lab: &Lab, daemon: &str) -> Result<(PathBuf, String)> {
+pub(super) fn place(lab: &Lab, daemon: &str) -> Result<(PathBuf, String)> {
     let name = format!("{daemon}-{}", lab.interface_name());
     let directory = lab.directory().join(&name);
     fs::create_dir(&directory).map_err(Error::system(format!("make {}", directory.display())))?;
     Ok((directory, name))
 }
 
-fn write(path: PathBuf, text: &str) -> Result<PathBuf> {
+pub(super) fn write(path: PathBuf, text: &str) -> Result<PathBuf> {
     fs::write(&path, text).map_err(Error::system(format!("write {}", path.display())))?;
     Ok(path)
 }
 
-fn program(path: &str) -> Result<&str> {
+pub(super) fn program(path: &str) -> Result<&str> {
     if std::path::Path::new(path).exists() {
         return Ok(path);
     }
