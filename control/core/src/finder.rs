@@ -129,6 +129,8 @@ pub struct Finder {
     deadlines: BTreeSet<(Instant, Reason, PublicKey)>,
     deadline_of: BTreeMap<PublicKey, (Instant, Reason)>,
     outputs: VecDeque<Output>,
+    /// Peers whose pings wait for the budget of all, each once, in the order of their turns.
+    waiting: VecDeque<PublicKey>,
     /// The deadline was told since the last input.
     told: bool,
     probes: Budget,
@@ -155,6 +157,7 @@ impl Finder {
             deadlines: BTreeSet::new(),
             deadline_of: BTreeMap::new(),
             outputs: VecDeque::new(),
+            waiting: VecDeque::new(),
             told: false,
             probes: Budget::new(PROBES_IN_ALL, now),
             refused: [0; Refused::ALL.len()],
@@ -213,6 +216,7 @@ impl Finder {
             }
             Input::Timeout => self.timeout(now, random),
         }
+        self.serve_waiting(now, random);
     }
 
     /// The next thing to do, in order; None until the next input.
@@ -224,7 +228,10 @@ impl Finder {
             return None;
         }
         self.told = true;
-        self.deadlines.first().map(|(at, reason, _)| Output::Timeout(*at, *reason))
+        let peers = self.deadlines.first().map(|(at, reason, _)| (*at, *reason));
+        let budget = (!self.waiting.is_empty()).then(|| (self.probes.ready_at(), Reason::Budget));
+        let (at, reason) = peers.into_iter().chain(budget).min()?;
+        Some(Output::Timeout(at, reason))
     }
 
     /// Where a peer's packets go.
@@ -373,6 +380,15 @@ impl Finder {
         }
     }
 
+    /// A ping for each peer in turn, as long as the budget of all lasts: without turns, the peers
+    /// with the lowest keys would have all of it, and every peer would wake for every token.
+    fn serve_waiting<R: RngCore>(&mut self, now: Instant, random: &mut R) {
+        while !self.waiting.is_empty() && self.probes.is_ready(now) {
+            let Some(peer) = self.waiting.pop_front() else { return };
+            self.with_peer(now, random, peer, |peer, context| peer.turn(context));
+        }
+    }
+
     /// Lets a peer take something in and then do all that is due. None if there is no such peer.
     fn with_peer<R: RngCore, T>(
         &mut self,
@@ -392,8 +408,8 @@ impl Finder {
     }
 
     fn context<'c, R: RngCore>(&'c mut self, now: Instant, random: &'c mut R) -> Context<'c> {
-        let Self { own, outputs, probes, .. } = self;
-        Context { now, own, random, outputs, probes }
+        let Self { own, outputs, probes, waiting, .. } = self;
+        Context { now, own, random, outputs, probes, waiting }
     }
 
     fn set_deadline(&mut self, peer: PublicKey, deadline: Option<(Instant, Reason)>) {
@@ -408,6 +424,7 @@ impl Finder {
 
     fn remove(&mut self, key: PublicKey) {
         self.set_deadline(key, None);
+        self.waiting.retain(|waiting| *waiting != key);
         if let Some(disco_key) = self.peers.remove(&key).and_then(|peer| peer.disco_key()) {
             self.by_disco_key.remove(&disco_key);
         }

@@ -83,6 +83,8 @@ pub(crate) struct Context<'c> {
     pub(crate) outputs: &'c mut VecDeque<Output>,
     /// Probes to all peers.
     pub(crate) probes: &'c mut Budget,
+    /// Who waits for it.
+    pub(crate) waiting: &'c mut VecDeque<PublicKey>,
 }
 
 impl Context<'_> {
@@ -521,9 +523,8 @@ impl Peer {
         for path in self.paths.values() {
             at(path.proof_at(), Reason::FrameProof);
         }
-        if !self.search.queue.is_empty() {
-            let ready_at = self.probes.ready_at().max(context.probes.ready_at());
-            at(Some(ready_at), Reason::Budget);
+        if !self.search.queue.is_empty() && !self.search.waits {
+            at(Some(self.probes.ready_at()), Reason::Budget);
         }
         next
     }

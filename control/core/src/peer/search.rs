@@ -26,6 +26,8 @@ pub(super) struct Search {
     pub(super) announce: bool,
     /// Pings of this round that wait for their budget.
     pub(super) queue: VecDeque<Pair>,
+    /// The peer has its place among those that wait for the budget of all.
+    pub(super) waits: bool,
 }
 
 impl Peer {
@@ -107,15 +109,32 @@ impl Peer {
 
     /// Sends queued probes as far as the budgets allow.
     pub(super) fn drain(&mut self, context: &mut Context<'_>) {
-        while !self.search.queue.is_empty() {
-            if !self.probes.is_ready(context.now) || !context.probes.is_ready(context.now) {
+        while !self.search.queue.is_empty() && !self.search.waits {
+            if !self.probes.is_ready(context.now) {
                 return;
             }
-            let Some(pair) = self.search.queue.pop_front() else { return };
-            self.probes.take(context.now);
-            context.probes.take(context.now);
-            self.send_ping(context, pair, disco::PING_LEN);
+            if context.waiting.is_empty() && context.probes.is_ready(context.now) {
+                self.probe(context);
+            } else {
+                self.search.waits = true;
+                context.waiting.push_back(self.key);
+            }
         }
+    }
+
+    /// The budget of all has something for this peer now.
+    pub(crate) fn turn(&mut self, context: &mut Context<'_>) {
+        self.search.waits = false;
+        if self.probes.is_ready(context.now) && context.probes.is_ready(context.now) {
+            self.probe(context);
+        }
+    }
+
+    fn probe(&mut self, context: &mut Context<'_>) {
+        let Some(pair) = self.search.queue.pop_front() else { return };
+        self.probes.take(context.now);
+        context.probes.take(context.now);
+        self.send_ping(context, pair, disco::PING_LEN);
     }
 
     /// Asks the peer, through the relay, to ping us everywhere now.

@@ -70,8 +70,9 @@ pub struct Link {
     pub changes: u64,
     /// Where the configuration says the peer is, if it does.
     pub endpoint: Option<SocketAddr>,
-    /// Datagrams of the finder to the peer, and its messages through the relay.
+    /// Datagrams of the finder to where the configuration says that the peer is.
     pub datagrams: u64,
+    /// Its messages to the peer through the relay.
     pub signals: u64,
     pub tunnel: Tunnel,
 }
