@@ -1,6 +1,7 @@
 //! `millrace netcheck`: what the network around this host lets through. Needs no daemon and no
 //! rights; asks from a port of its own.
 
+mod ports;
 mod servers;
 mod text;
 
@@ -22,6 +23,7 @@ use millrace_path::time::Instant;
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use self::ports::Ports;
 use crate::{Problem, print};
 
 /// Longer datagrams are no STUN answers.
@@ -55,6 +57,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
           default_missing_value = "6m", value_parser = duration)]
     lifetime: Option<Duration>,
+    /// Do not ask the router to open a port (PCP, NAT-PMP, UPnP).
+    #[arg(long)]
+    no_port_mapping: bool,
     /// Do not send to our own address outside, which some firewalls report as an attack.
     #[arg(long)]
     no_hairpin: bool,
@@ -68,7 +73,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Problem> {
     let end = arguments.timeout.map(|timeout| clock::now() + timeout);
-    let servers = servers::find(arguments)?;
+    let (servers, port_mapping) = servers::find(arguments)?;
     let network =
         Network::look().map_err(|error| system("asking the kernel for addresses", &error))?;
     let is_tunnel = |ifindex| network.links.get(ifindex).is_some_and(|link| link.is_tunnel);
@@ -86,7 +91,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Problem> {
         let longest = lifetime.min(LIFETIME_MAX).as_secs();
         eprintln!("millrace: measuring the mapping's lifetime takes up to {longest} s");
     }
-    let report = check(&port, setup, end)?;
+    let ports = if port_mapping { Ports::new(clock::now(), &network) } else { Ok(None) };
+    let ports = ports.map_err(|error| system("opening a port to map", &error))?;
+    let report = check(&port, setup, ports, end)?;
     if arguments.json {
         let text = serde_json::to_string_pretty(&report.document());
         let text =
@@ -107,11 +114,18 @@ fn exit(report: &Report) -> Exit {
     }
 }
 
-fn check(port: &Port, setup: NetcheckSetup, end: Option<Instant>) -> Result<Report, Problem> {
+/// Runs both to their end: the check, and what is asked of the router.
+fn check(
+    port: &Port,
+    setup: NetcheckSetup,
+    mut ports: Option<Ports>,
+    end: Option<Instant>,
+) -> Result<Report, Problem> {
     let mut driver = NetcheckDriver::new().map_err(|error| system("making descriptors", &error))?;
     let started = clock::now();
     let mut progress_at = started + PROGRESS_INTERVAL;
     driver.start(started, setup);
+    let mut done = None;
     loop {
         while let Some(event) = driver.next_event() {
             match event {
@@ -121,10 +135,16 @@ fn check(port: &Port, setup: NetcheckSetup, end: Option<Instant>) -> Result<Repo
                     }
                 }
                 NetcheckEvent::Mapped { .. } => {}
-                NetcheckEvent::Done(report) => return Ok(*report),
+                NetcheckEvent::Done(report) => done = Some(*report),
             }
         }
         let now = clock::now();
+        if ports.as_ref().is_none_or(|ports| ports.is_settled(now))
+            && let Some(mut report) = done
+        {
+            report.port_mapping = ports.map(Ports::finish).unwrap_or_default();
+            return Ok(report);
+        }
         if end.is_some_and(|end| end <= now) {
             return Err(Problem::new(Exit::Timeout, "no report within the time of --timeout"));
         }
@@ -132,8 +152,11 @@ fn check(port: &Port, setup: NetcheckSetup, end: Option<Instant>) -> Result<Repo
             progress_at = now + PROGRESS_INTERVAL;
             eprintln!("millrace: {} s ...", now.since(started).as_secs());
         }
-        let next = driver.deadline().into_iter().chain(end).fold(progress_at, Instant::min);
+        let deadlines = driver.deadline().into_iter().chain(ports.as_ref().map(Ports::deadline));
+        let next = deadlines.chain(end).fold(progress_at, Instant::min);
         let mut descriptors = vec![PollFd::from_borrowed_fd(driver.interest().0, PollFlags::IN)];
+        let router = ports.iter().map(|ports| ports.descriptor());
+        descriptors.extend(router.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         descriptors.extend(port.sockets().map(|socket| PollFd::new(socket, PollFlags::IN)));
         match poll(&mut descriptors, Some(&clock::until(next))) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -141,6 +164,9 @@ fn check(port: &Port, setup: NetcheckSetup, end: Option<Instant>) -> Result<Repo
         }
         port.receive(|from, bytes| driver.datagram(clock::now(), from, bytes));
         driver.handle(clock::now());
+        if let Some(ports) = &mut ports {
+            ports.handle(clock::now());
+        }
     }
 }
 

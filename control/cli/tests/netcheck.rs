@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use millrace_lab::nat::{
-    Fault, Filtering, Hairpin, Host, Internet, Ipv6, Mapping, Nat, Policy, Router, RouterOptions,
-    SERVER_V4, SERVER_V6, names_for,
+    Fault, Filtering, Hairpin, Host, Internet, Ipv6, Mapping, Nat, Policy, PortMapping, Router,
+    RouterOptions, SERVER_V4, SERVER_V6, names_for,
 };
 use millrace_lab::relay::Relay;
 use millrace_lab::{Daemon, Lab};
@@ -340,6 +340,22 @@ fn login(mut stream: TcpStream) {
     let answer = "HTTP/1.1 302 Found\r\nLocation: http://login.hotel.example/\r\n\
                   Content-Length: 0\r\nConnection: close\r\n\r\n";
     let _ = stream.write_all(answer.as_bytes());
+}
+
+#[test]
+fn a_router_that_opens_ports_makes_a_hard_nat_open() {
+    let world = World::new();
+    let (router, host) = world.host(RouterOptions::nat(Nat::HARD));
+    let miniupnpd = router.start_port_mapping(&world.lab, PortMapping::PmpAndPcp).unwrap();
+    let (exit, document) = world.netcheck(&host, &[&stun()]);
+    let ports = &document["port_mapping"];
+    assert_eq!([&ports["upnp"], &ports["nat_pmp"], &ports["pcp"]], [false, true, true], "{ports}");
+    let mapped: SocketAddr = ports["mapped"].as_str().unwrap().parse().unwrap();
+    assert_eq!(mapped.ip(), IpAddr::from(router.wan_v4()));
+    assert_eq!((exit, &document["verdict"]["prospect"]), (0, &"open".into()), "{document:#}");
+    drop(miniupnpd);
+    let (exit, document) = world.netcheck(&host, &[&stun(), "--no-port-mapping"]);
+    assert_eq!((exit, &document["port_mapping"]["pcp"]), (3, &Value::Null));
 }
 
 #[test]

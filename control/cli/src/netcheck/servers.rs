@@ -25,7 +25,9 @@ const LOOK_UP_LIMIT: Duration = Duration::from_secs(5);
 /// Asked when the command line names nobody.
 const USUAL_FILE: &str = "/etc/millrace/millrace.toml";
 
-pub(super) fn find(arguments: &Arguments) -> Result<Vec<NetcheckServer>, Problem> {
+/// Whom to ask, and whether the router may be asked for a port.
+pub(super) fn find(arguments: &Arguments) -> Result<(Vec<NetcheckServer>, bool), Problem> {
+    let mut of_file = true;
     let mut discovery = match &arguments.config {
         Some(file) => read(file)?,
         None if arguments.relay.is_empty() && arguments.stun.is_empty() => {
@@ -36,7 +38,10 @@ pub(super) fn find(arguments: &Arguments) -> Result<Vec<NetcheckServer>, Problem
             }
             read(file)?
         }
-        None => Discovery::default(),
+        None => {
+            of_file = false;
+            Discovery::default()
+        }
     };
     add(&mut discovery.relay, &arguments.relay);
     add(&mut discovery.stun, &arguments.stun);
@@ -51,7 +56,9 @@ pub(super) fn find(arguments: &Arguments) -> Result<Vec<NetcheckServer>, Problem
     if discovery.relay.len() + discovery.stun.len() > NETCHECK_SERVERS_MAX {
         eprintln!("millrace: only the first {NETCHECK_SERVERS_MAX} servers are asked");
     }
-    Ok(look_up(&discovery))
+    let proxy = if of_file { Proxy::None } else { Proxy::Environment };
+    let port_mapping = discovery.port_mapping && !arguments.no_port_mapping;
+    Ok((look_up(&discovery, &proxy), port_mapping))
 }
 
 fn add<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
@@ -72,12 +79,12 @@ fn read(file: &Path) -> Result<Discovery, Problem> {
 }
 
 /// All names at once. One that is not found is said and left out; a relay's client will look again.
-fn look_up(discovery: &Discovery) -> Vec<NetcheckServer> {
+fn look_up(discovery: &Discovery, usual_proxy: &Proxy) -> Vec<NetcheckServer> {
     let mut servers: Vec<NetcheckServer> = Vec::new();
     let mut names = Vec::new();
     for url in &discovery.relay {
         names.push((url.host.clone(), STUN_PORT));
-        let relay = Some(relay_config(url, discovery));
+        let relay = Some(relay_config(url, discovery, usual_proxy));
         servers.push(NetcheckServer { name: url.to_string(), relay, stun: Vec::new() });
     }
     for stun in &discovery.stun {
@@ -115,15 +122,19 @@ fn look_up(discovery: &Discovery) -> Vec<NetcheckServer> {
     servers
 }
 
-fn relay_config(url: &HttpUrl, discovery: &Discovery) -> RelayConfig {
+/// As the control process reaches it.
+fn relay_config(url: &HttpUrl, discovery: &Discovery, usual_proxy: &Proxy) -> RelayConfig {
     let mut config = RelayConfig::new(url.clone());
-    config.trust = Trust::Authorities { system: true, file: discovery.relay_ca_file.clone() };
+    config.trust = match &discovery.relay_ca_file {
+        Some(file) => Trust::Authorities { system: false, file: Some(file.clone()) },
+        None => Trust::default(),
+    };
     config.proxy = match &discovery.proxy {
         Some(url) => Proxy::Server {
             url: url.clone(),
             credentials_file: discovery.proxy_credentials_file.clone(),
         },
-        None => Proxy::Environment,
+        None => usual_proxy.clone(),
     };
     config
 }

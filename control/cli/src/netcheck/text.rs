@@ -27,7 +27,8 @@ pub(super) fn of(report: &Report) -> String {
     }
     let ports = &report.port_mapping;
     let [upnp, nat_pmp, pcp] = [ports.upnp, ports.nat_pmp, ports.pcp].map(maybe);
-    row("port mapping", format!("UPnP {upnp}, NAT-PMP {nat_pmp}, PCP {pcp}"));
+    let opened = ports.mapped.map(|address| format!("; opened {address}")).unwrap_or_default();
+    row("port mapping", format!("UPnP {upnp}, NAT-PMP {nat_pmp}, PCP {pcp}{opened}"));
     row("captive portal", maybe(report.captive_portal).into());
     let nearest = report.nearest_relay().map(|(name, rtt)| format!("{name}, {}", time(Some(rtt))));
     row("nearest relay", nearest.unwrap_or_else(|| "none answers".into()));

@@ -34,6 +34,7 @@ impl Report {
                 "upnp": self.port_mapping.upnp,
                 "nat_pmp": self.port_mapping.nat_pmp,
                 "pcp": self.port_mapping.pcp,
+                "mapped": self.port_mapping.mapped.as_ref().map(SocketAddr::to_string),
             },
             "captive_portal": self.captive_portal,
             "nearest_relay": nearest,

@@ -70,12 +70,15 @@ pub struct MappingLifetime {
     pub less_than: Option<Duration>,
 }
 
-/// Which port-mapping protocols the router speaks.
+/// Which port-mapping protocols the router speaks, and what came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortMapping {
     pub upnp: Option<bool>,
     pub nat_pmp: Option<bool>,
     pub pcp: Option<bool>,
+    /// Where a port that it opened is reached from the internet; none also where there is another
+    /// NAT outside.
+    pub mapped: Option<SocketAddr>,
 }
 
 /// One relay or STUN server.
@@ -135,12 +138,5 @@ impl ServerReport {
 
     pub fn by_udp(&self) -> Option<Duration> {
         self.ipv4.into_iter().chain(self.ipv6).min()
-    }
-}
-
-impl PortMapping {
-    /// Whether any of them is there.
-    pub fn any(&self) -> bool {
-        [self.upnp, self.nat_pmp, self.pcp].contains(&Some(true))
     }
 }

@@ -667,6 +667,8 @@ fn port_mapping_makes_a_hard_nat_open() {
             .run(Depth::Full);
     assert_eq!(report.verdict().prospect, Prospect::Hard);
     report.port_mapping.pcp = Some(true);
+    assert_eq!(report.verdict().prospect, Prospect::Hard, "it opened nothing");
+    report.port_mapping.mapped = Some(v4(OUTSIDE, 4_000));
     assert_eq!(report.verdict().prospect, Prospect::Open);
 }
 

@@ -124,7 +124,7 @@ impl Report {
     fn prospect_of_udp(&self) -> Prospect {
         let ipv4_open = self.filtering == Some(Filtering::EndpointIndependent)
             && matches!(self.mapping, Some(Mapping::None | Mapping::EndpointIndependent));
-        if ipv4_open || self.ipv4.global.is_some() && self.port_mapping.any() {
+        if ipv4_open || self.port_mapping.mapped.is_some() {
             return Prospect::Open;
         }
         match self.mapping {
