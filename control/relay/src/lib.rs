@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acme;
+pub mod addresses;
 pub mod connection;
 pub mod failure;
 pub mod files;

@@ -7,6 +7,8 @@ use millrace_path::derp::PACKET_FRAME_MAX;
 
 /// Connections of all kinds, `relay.connections_max`.
 pub const CONNECTIONS_DEFAULT: usize = 100_000;
+/// Those of one client address, `relay.connections_per_address`: many nodes may share one.
+pub const CONNECTIONS_PER_ADDRESS_DEFAULT: usize = 20_000;
 /// How long clients have to leave after a SIGTERM, `relay.drain_seconds`.
 pub const DRAIN_DEFAULT_S: u64 = 2;
 /// A configuration asks for no more threads.

@@ -40,6 +40,7 @@ counts! {
     ErrorClosed: "connection_errors_total", "reason=\"mate_asked\"", "Connections that we ended for what they sent.";
     ErrorTimeout: "connection_errors_total", "reason=\"timeout\"", "Connections that we ended for what they sent.";
     ErrorFull: "connection_errors_total", "reason=\"full\"", "Connections that we ended for what they sent.";
+    ErrorAddress: "connection_errors_total", "reason=\"address_full\"", "Connections that we ended for what they sent.";
     HttpRequests: "http_requests_total", "", "HTTP requests other than upgrades.";
     ReceivedPackets: "received_packets_total", "", "Packets that clients sent.";
     ReceivedBytes: "received_bytes_total", "", "Bytes of frames with packets that clients sent.";

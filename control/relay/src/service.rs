@@ -19,6 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::acme::certificate::Certificate;
 use crate::acme::{Acme, Challenges};
+use crate::addresses::Addresses;
 use crate::failure::Failure;
 use crate::files;
 use crate::limits;
@@ -77,6 +78,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         stun: settings.stun.iter().map(|_| Counters::default()).collect(),
         connections: AtomicUsize::new(0),
         connections_max,
+        addresses: Addresses::new(settings.connections_per_address),
         reload_failed: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
@@ -337,7 +339,7 @@ impl Service {
             Ok((live, settings)) => {
                 if !self.settings.same_after_reload(&settings) {
                     tracing::warn!(
-                        "ports, workers, connections_max, the key, [acme] and [mesh] wait for a restart"
+                        "ports, workers, limits of connections, the key, [acme] and [mesh] wait for a restart"
                     );
                 }
                 self.shared.live.store(Arc::new(live));

@@ -14,6 +14,7 @@ pub struct Settings {
     pub private_key_file: PathBuf,
     pub workers: usize,
     pub connections_max: usize,
+    pub connections_per_address: usize,
     pub drain_seconds: u64,
     pub https: Option<Https>,
     pub http: Http,
@@ -84,6 +85,13 @@ pub const KEYS: &[(&str, &str, bool, &str, &str)] = &[
     ),
     ("relay", "workers", false, "one for each core", "threads that carry packets"),
     ("relay", "connections_max", false, "100000", "connections beyond it are closed at once"),
+    (
+        "relay",
+        "connections_per_address",
+        false,
+        "20000",
+        "the same for one client address (IPv6: /64); all are one behind a proxy",
+    ),
     ("relay", "drain_seconds", true, "2", "how long clients have to leave after SIGTERM"),
     ("https", "listen", false, "", "addresses with ports, usually [\"[::]:443\"]"),
     ("https", "certificate_file", true, "", "PEM chain, the server's certificate first"),
@@ -137,6 +145,7 @@ impl Default for Settings {
             private_key_file: "/var/lib/millrace-relay/private.key".into(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             connections_max: limits::CONNECTIONS_DEFAULT,
+            connections_per_address: limits::CONNECTIONS_PER_ADDRESS_DEFAULT,
             drain_seconds: limits::DRAIN_DEFAULT_S,
             https: None,
             http: Http::default(),
@@ -164,19 +173,20 @@ impl Settings {
 
     /// Whether everything that only a restart takes over is the same.
     pub fn same_after_reload(&self, new: &Self) -> bool {
-        let Self { private_key_file, workers, connections_max, acme, http, stun, mesh, .. } = self;
+        let Self { private_key_file, workers, acme, http, stun, mesh, metrics, .. } = self;
         let listen = |settings: &Self| settings.https.as_ref().map(|https| https.listen.clone());
-        (private_key_file, workers, connections_max, acme, http, stun, mesh, self.metrics)
+        let limits = |settings: &Self| (settings.connections_max, settings.connections_per_address);
+        (private_key_file, workers, acme, http, stun, mesh, metrics)
             == (
                 &new.private_key_file,
                 &new.workers,
-                &new.connections_max,
                 &new.acme,
                 &new.http,
                 &new.stun,
                 &new.mesh,
-                new.metrics,
+                &new.metrics,
             )
+            && limits(self) == limits(new)
             && listen(self) == listen(new)
     }
 }

@@ -10,6 +10,7 @@ use millrace_path::sealed::{PublicKey, SecretKey};
 use rustls::ServerConfig;
 
 use crate::acme::Challenges;
+use crate::addresses::Addresses;
 use crate::mail::Mailbox;
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
@@ -79,6 +80,7 @@ pub struct Shared {
     pub renewed: AtomicBool,
     pub connections: AtomicUsize,
     pub connections_max: usize,
+    pub addresses: Addresses,
     pub reload_failed: AtomicBool,
     pub draining: AtomicBool,
     pub stopped: AtomicBool,

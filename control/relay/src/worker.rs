@@ -223,9 +223,11 @@ impl Worker {
         relay: bool,
     ) -> Result<(), End> {
         self.count(Count::Accepted, 1);
-        if self.shared.connections.fetch_add(1, Ordering::Relaxed) >= self.shared.connections_max {
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-            self.count(Count::ErrorFull, 1);
+        let shared = &self.shared;
+        let full = shared.connections.fetch_add(1, Ordering::Relaxed) >= shared.connections_max;
+        if full || !shared.addresses.enter(peer.ip()) {
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            self.count(if full { Count::ErrorFull } else { Count::ErrorAddress }, 1);
             self.count(Count::Closed, 1);
             return Ok(());
         }
@@ -251,6 +253,7 @@ impl Worker {
             Ok(())
         });
         if prepared.is_err() {
+            self.shared.addresses.leave(peer.ip());
             self.shared.connections.fetch_sub(1, Ordering::Relaxed);
             self.count(Count::Closed, 1);
         }
@@ -453,6 +456,7 @@ impl Worker {
         let Some(connection) = place.connection.take() else { return };
         place.generation = generation.wrapping_add(1);
         self.free.push(slot);
+        self.shared.addresses.leave(connection.peer.ip());
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
         self.count(Count::Closed, 1);
         match end {

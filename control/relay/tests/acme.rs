@@ -8,10 +8,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::*;
 use millrace_lab::{Daemon, Namespace, wait_for};
+use millrace_relay::acme::certificate::Certificate;
 
 /// Certificates are valid so long: the relay renews after two thirds.
 const VALID_S: u64 = 18;
@@ -50,7 +51,7 @@ impl Authority {
         let mut pebble = namespace.command(lab("pebble"));
         pebble.args(["-strict", "-dnsserver=127.0.0.1:8053", "-config"]).arg(path);
         // It waits some seconds, and refuses some nonces, to try its clients: the second stays.
-        pebble.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "30");
+        pebble.env("PEBBLE_VA_NOSLEEP", "1");
         let mut pebble = Daemon::start(directory, "pebble", pebble).unwrap();
         pebble.wait_for("its port", LIMIT, || open(MANAGEMENT)).unwrap();
         Self { pebble, _dns: dns, trusted }
@@ -115,13 +116,15 @@ fn a_certificate_is_obtained_served_and_renewed_and_goes_on_when_that_fails() {
     let mut c = login(3);
     a.send(c.key, b"old to new");
     c.expect_packet(a.key, b"old to new");
-    let end = relay.metric("certificate_not_after_seconds");
 
     authority.pebble.kill();
     until("acme_orders_total{result=\"failed\"}", 1);
     let log = relay.daemon.log();
     let error = log.lines().find(|line| line.contains("no new certificate")).unwrap();
     assert!(error.contains(DIRECTORY) && error.contains("check acme.directory"), "{error}");
+    let file = Certificate::read(&kept.join("certificate.pem")).unwrap();
+    assert!(file.is_for(&[NAME.to_owned()]));
+    let end = file.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     assert_eq!(relay.metric("certificate_not_after_seconds"), end);
     assert_eq!(relay.metric("config_last_reload_successful"), 1);
     assert_eq!(fs::read_dir(&kept).unwrap().count(), 2, "nothing half written is left");

@@ -288,17 +288,50 @@ fn bad_streams_end_and_are_counted() {
     assert_eq!(relay.metric("connections"), 2);
 }
 
+/// Whoever says nothing, or a byte now and then, to hold a place: in HTTP, in TLS, in the login.
 #[test]
-fn silence_before_a_login_ends_after_ten_seconds() {
-    let relay = Relay::start("");
-    let start = Instant::now();
-    let mut silent = tcp(&relay.namespace, HTTP);
-    silent.set_read_timeout(Some(2 * LIMIT)).unwrap();
-    silent.write_all(b"GET /derp HTT").unwrap();
-    assert_eq!(silent.read(&mut [0; 10]).unwrap_or(0), 0);
-    let waited = start.elapsed().as_secs_f32();
-    assert!((9.0..13.0).contains(&waited), "{waited} s");
-    assert_eq!(relay.metric("connection_errors_total{reason=\"timeout\"}"), 1);
+fn who_does_not_come_further_is_ended_after_ten_seconds() {
+    let relay = Relay::start_with(|directory| {
+        https(directory) + &format!("[http]\nlisten = [{HTTP:?}]\nrelay = true\n")
+    });
+    // The head of a TLS record that would hold a ClientHello.
+    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
+    let upgrade = b"GET /derp HTTP/1.1\r\nUpgrade: DERP\r\nDerp-Fast-Start: 1\r\n\r\n";
+    let info = [&upgrade[..], &[Kind::ClientInfo as u8, 0, 0, 1]].concat();
+    let slow = [
+        (HTTP, b"GET /derp HTT".to_vec(), false),
+        (HTTP, b"GET /derp HTTP/1.1\r\nX: ".to_vec(), true),
+        (HTTPS, Vec::new(), false),
+        (HTTPS, hello, true),
+        (HTTP, info, true),
+    ];
+    let waited = std::thread::scope(|scope| {
+        let relay = &relay;
+        let threads = slow.map(|(address, start, drips)| {
+            scope.spawn(move || hold(tcp(&relay.namespace, address), &start, drips))
+        });
+        threads.map(|thread| thread.join().unwrap())
+    });
+    for waited in waited {
+        assert!((9.0..20.0).contains(&waited.as_secs_f32()), "{waited:?}");
+    }
+    assert_eq!(relay.metric("connection_errors_total{reason=\"timeout\"}"), 5);
+}
+
+/// Says the start of something, then perhaps a byte each half second. How long it is borne.
+fn hold(mut stream: std::net::TcpStream, start: &[u8], drips: bool) -> Duration {
+    let begin = Instant::now();
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    stream.write_all(start).unwrap();
+    loop {
+        let ended = match stream.read(&mut [0; 100]) {
+            Ok(len) => len == 0,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        };
+        if ended || begin.elapsed() > 3 * LIMIT || drips && stream.write_all(b"a").is_err() {
+            return begin.elapsed();
+        }
+    }
 }
 
 #[test]
@@ -311,6 +344,29 @@ fn connections_beyond_the_limit_are_closed() {
     let mut again = wait_for("a free place", LIMIT, || connect(4).ok()).unwrap();
     a.send(again.key, b"in");
     again.expect_packet(a.key, b"in");
+}
+
+#[test]
+fn one_address_takes_no_more_than_its_share() {
+    let relay =
+        Relay::start_edited(|text| text.replace("workers = 2", "connections_per_address = 2"));
+    let connect = |n| Peer::login(relay.plain(), [n; 32]);
+    let (mut a, b) = (connect(1).unwrap(), connect(2).unwrap());
+    assert!(connect(3).is_err());
+    // Others are not concerned.
+    let bind = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&"127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap().into())?;
+        socket.connect(&HTTP.parse::<std::net::SocketAddr>().unwrap().into())?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        std::io::Result::Ok(std::net::TcpStream::from(socket))
+    };
+    let mut other = Peer::login(Box::new(relay.namespace.run(bind).unwrap()), [4; 32]).unwrap();
+    a.send(other.key, b"in");
+    other.expect_packet(a.key, b"in");
+    assert_eq!(relay.metric("connection_errors_total{reason=\"address_full\"}"), 1);
+    drop(b);
+    wait_for("a free place", LIMIT, || connect(5).ok()).unwrap();
 }
 
 #[test]

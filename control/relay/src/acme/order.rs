@@ -145,11 +145,16 @@ fn prove(
 fn refused(settings: &AcmeSettings, order: &mut Order) -> Failure {
     let mut seen = format!("{} did not find us by HTTP-01:", settings.directory);
     let mut authorizations = order.authorizations();
-    while let Some(Ok(mut authorization)) = wait(authorizations.next()) {
-        let Ok(state) = wait(authorization.refresh()) else { continue };
-        for problem in state.challenges.iter().filter_map(|challenge| challenge.error.as_ref()) {
-            let _ = write!(seen, " {problem}");
-        }
+    while let Some(authorization) = wait(authorizations.next()) {
+        let asked = authorization.and_then(|mut authorization| {
+            let state = wait(authorization.refresh())?;
+            let problems = state.challenges.iter().filter_map(|c| c.error.as_ref());
+            Ok(problems.map(ToString::to_string).collect::<Vec<_>>().join(", "))
+        });
+        let _ = match asked {
+            Ok(problems) => write!(seen, " {problems}"),
+            Err(error) => write!(seen, " (and does not say why: {error})"),
+        };
     }
     let cure = "each of acme.names must lead to this host, and its port 80 to http.listen";
     Failure::new(Exit::Error, seen, cure)

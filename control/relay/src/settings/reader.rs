@@ -115,6 +115,9 @@ impl Reader<'_> {
         if let Some(most) = self.number(section, "connections_max", 1..=10_000_000) {
             settings.connections_max = most as usize;
         }
+        if let Some(most) = self.number(section, "connections_per_address", 1..=10_000_000) {
+            settings.connections_per_address = most as usize;
+        }
         if let Some(seconds) = self.number(section, "drain_seconds", 0..=3600) {
             settings.drain_seconds = seconds;
         }
