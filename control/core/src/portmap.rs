@@ -175,7 +175,10 @@ pub struct PortMapper {
     stage: Stage,
     /// Asks for protocols until then; besides the stage, as a mapping by one does not end it.
     probe: Option<Probe>,
+    /// What was told of it: what was known stays so while it is asked again.
     answered: Answered,
+    /// What this probe brought.
+    answered_now: Answered,
     /// Protocols that answered, but not with a mapping, since the last probe.
     failed: [bool; Protocol::ALL.len()],
     mapping: Option<Mapping>,
@@ -266,6 +269,7 @@ impl PortMapper {
             stage: Stage::Idle,
             probe: None,
             answered: Answered::default(),
+            answered_now: Answered::default(),
             failed: [false; 3],
             mapping: None,
             port: config.internal_port,

@@ -323,6 +323,8 @@ fn nobody_answers_and_we_rest_longer_each_time() {
     rounds.dedup_by(|later, earlier| *later - *earlier < seconds(5));
     let gaps: Vec<u64> = rounds.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
     assert!(gaps.starts_with(&[31, 61, 121, 241, 481, 601]), "{gaps:?}");
+    // It is said once.
+    assert_eq!(world.events.len(), 1, "{:?}", world.events);
     assert!(world.sent.len() < 200, "{}", world.sent.len());
     assert_eq!(PORTMAP_REST_MIN, seconds(30));
 }

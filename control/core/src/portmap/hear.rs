@@ -149,7 +149,7 @@ impl PortMapper {
         if status.code == UNSUPPORTED_VERSION {
             // What a router that speaks NAT-PMP alone says to PCP (RFC 6887, appendix A).
             self.expect_any()?;
-            let mut answered = self.answered;
+            let mut answered = self.answered_now;
             answered.pcp.get_or_insert(false);
             self.set_answered(answered);
             if self.requests(Protocol::Pcp) {

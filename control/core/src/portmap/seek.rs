@@ -35,7 +35,8 @@ impl PortMapper {
         self.rest = PORTMAP_REST_MIN;
         self.probe = None;
         self.stage = Stage::Idle;
-        self.set_answered(Answered::default());
+        self.answered_now = Answered::default();
+        self.tell_answered(Answered::default());
         if router.is_some() {
             self.seek(now);
         }
@@ -49,7 +50,7 @@ impl PortMapper {
             self.upnp = Some(Upnp::new(address, own, self.upnp_exchanges));
         }
         self.failed = [false; Protocol::ALL.len()];
-        self.answered = Answered::default();
+        self.answered_now = Answered::default();
         self.probe = Some(Probe { started_at: now, retry: Retry::new(now), gathered: false });
         self.stage = Stage::Seeking;
         self.send_probes(router);
@@ -61,7 +62,7 @@ impl PortMapper {
         let age = now.since(probe.started_at);
         if age >= PORTMAP_PROBE_TIME {
             self.probe = None;
-            let mut answered = self.answered;
+            let mut answered = self.answered_now;
             for protocol in self.protocols() {
                 answered.get_mut(*protocol).get_or_insert(false);
             }
@@ -94,7 +95,7 @@ impl PortMapper {
 
     /// A protocol is there.
     pub(super) fn present(&mut self, now: Instant, protocol: Protocol) {
-        let mut answered = self.answered;
+        let mut answered = self.answered_now;
         *answered.get_mut(protocol) = Some(true);
         self.set_answered(answered);
         self.choose(now);
@@ -107,7 +108,7 @@ impl PortMapper {
         }
         let gathered = self.probe.is_none_or(|probe| probe.gathered);
         for protocol in self.protocols() {
-            match self.answered.get(*protocol) {
+            match self.answered_now.get(*protocol) {
                 Some(true) if !self.failed[*protocol as usize] => {
                     return self.request(now, *protocol);
                 }
@@ -130,6 +131,11 @@ impl PortMapper {
     }
 
     pub(super) fn set_answered(&mut self, answered: Answered) {
+        self.answered_now = answered;
+        self.tell_answered(answered.or(self.answered));
+    }
+
+    fn tell_answered(&mut self, answered: Answered) {
         if answered != self.answered {
             self.answered = answered;
             self.outputs.push_back(Output::Event(Event::Answered(answered)));
@@ -151,16 +157,16 @@ impl PortMapper {
 
     fn send_probes(&mut self, router: Router) {
         let server = router.at(SERVER_PORT);
-        if self.answered.pcp.is_none() {
+        if self.answered_now.pcp.is_none() {
             self.send(server, pcp::announce(router.own));
         }
         if router.own.is_ipv6() {
             return;
         }
-        if self.answered.nat_pmp.is_none() {
+        if self.answered_now.nat_pmp.is_none() {
             self.send(server, nat_pmp::probe());
         }
-        if self.answered.upnp.is_none() {
+        if self.answered_now.upnp.is_none() {
             for search in upnp::searches() {
                 self.send(router.at(upnp::SEARCH_PORT), search.clone());
                 self.send(upnp::GROUP.into(), search);

@@ -46,6 +46,15 @@ impl Answered {
         }
     }
 
+    /// What is not known here is as `other` says.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            pcp: self.pcp.or(other.pcp),
+            nat_pmp: self.nat_pmp.or(other.nat_pmp),
+            upnp: self.upnp.or(other.upnp),
+        }
+    }
+
     pub(super) fn get_mut(&mut self, protocol: Protocol) -> &mut Option<bool> {
         match protocol {
             Protocol::Pcp => &mut self.pcp,
