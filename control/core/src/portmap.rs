@@ -175,7 +175,7 @@ pub struct PortMapper {
     stage: Stage,
     /// Asks for protocols until then; besides the stage, as a mapping by one does not end it.
     probe: Option<Probe>,
-    /// What was told of it: what was known stays so while it is asked again.
+    /// As it was told: what was known stays so while it is asked again.
     answered: Answered,
     /// What this probe brought.
     answered_now: Answered,
