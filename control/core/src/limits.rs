@@ -135,6 +135,11 @@ pub const COMEBACK_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Probes to one peer: one search of all candidates at once, then as many as a port scan's alarm
 /// bears. Heartbeats come out of their own timers.
+///
+/// What a hostile peer can do with our pings to addresses that it names: 120 at once (15 kB), then
+/// 20 a second (2.5 kB/s), all peers together 1,000 and 100 a second. One introduction of a hundred
+/// addresses (2 kB) brings about six times its bytes, once; a flood of them brings less than it
+/// costs. Nobody without a configured key brings any.
 pub const PROBES_PER_PEER: Rate = Rate { burst: 120, per_second: 20 };
 /// Probes to all peers: what the session table of a home router bears (a few thousand entries that
 /// live for half a minute).

@@ -18,9 +18,9 @@ use crate::disco::Message;
 use crate::introduce::{self, Freshness, Home, IntroduceError, Introduction};
 use crate::limits::{
     ACTIVE_TIME, ALTERNATE_INTERVAL, ALTERNATES_MAX, DATA_SILENCE_MAX, FRESH_TIME,
-    HEARTBEAT_INTERVAL, INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, PING_TIMEOUT, PINGS_REMEMBERED,
-    PONGS_PER_PEER, PROBES_PER_PEER, SIGNALS_PER_PEER, SILENCES_APART_MAX, SILENCES_MAX,
-    SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
+    HEARTBEAT_INTERVAL, INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, PATHS_MAX, PING_TIMEOUT,
+    PINGS_REMEMBERED, PONGS_PER_PEER, PROBES_PER_PEER, SIGNALS_PER_PEER, SILENCES_APART_MAX,
+    SILENCES_MAX, SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
 };
 use crate::output::{Event, Output, Reason, Refused, Route, Transmit, Why};
 use crate::path::{Pair, Path, UplinkId};
@@ -392,6 +392,7 @@ impl Peer {
                 .and_then(|path| path.ping_at)
                 .is_some_and(|at| context.now.since(at) < SUSPECT_INTERVAL);
             if !recently && !self.search.queue.contains(&from) {
+                self.search.queue.truncate(PATHS_MAX - 1);
                 self.search.queue.push_front(from);
                 self.drain(context);
             }

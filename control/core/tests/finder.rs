@@ -449,6 +449,35 @@ fn pongs_and_reflexive_probes_are_bounded_against_a_flood_of_valid_pings() {
     assert!(desk.sent.len() <= 320 + 600 * 20, "{} datagrams", desk.sent.len());
 }
 
+/// A peer that has all keys names victims for a minute, as fast as it likes.
+#[test]
+fn a_hostile_peer_cannot_make_us_flood_whom_it_names() {
+    let (mut desk, mut party) = introduced(&[]);
+    let victims = |round: u8| {
+        let victim = move |last| SocketAddr::from(([198, 51, round, last], 53));
+        (1..=CANDIDATES_MAX as u8).map(victim).collect::<Vec<_>>()
+    };
+    let (seconds, mut heard) = (60, 0);
+    for round in 0..10 * seconds {
+        desk.handle(Input::Traffic { peer: party.key() });
+        let introduction = party.introduction(&desk, &victims(round as u8));
+        let call = Message::CallMeMaybe { addresses: victims(!round as u8) };
+        let call = party.disco(&desk, &call);
+        heard += introduction.len() + call.len();
+        desk.relayed_from(party.key(), introduction);
+        desk.relayed_from(party.key(), call);
+        desk.wait(Duration::from_millis(100));
+    }
+    let allowed = (PROBES_PER_PEER.burst + PROBES_PER_PEER.per_second * seconds) as usize;
+    assert!(desk.sent.len() <= allowed, "{} datagrams in a minute", desk.sent.len());
+    let sent: usize = desk.sent.iter().map(|(_, datagram)| datagram.len()).sum();
+    // Short pings only, and fewer bytes than it took to ask for them this way.
+    assert!(desk.sent.iter().all(|(_, datagram)| datagram.len() == disco::PING_LEN));
+    assert!(sent < heard, "{sent} bytes for {heard}");
+    let held = desk.finder.held(party.key()).unwrap();
+    assert!(held.candidates <= CANDIDATES_MAX && held.queued <= 2 * CANDIDATES_MAX, "{held:?}");
+}
+
 #[test]
 fn a_removed_peer_is_forgotten() {
     let (mut desk, party) = introduced(&["203.0.113.9:51820"]);

@@ -57,7 +57,11 @@ impl Peer {
             self.search.started_at = Some(now);
         }
         let watched = self.watched(context);
-        for pair in self.pairs(context) {
+        let pairs = self.pairs(context);
+        // What the peer does not name any more need not be asked: a list that changes faster than
+        // the budget bears must not grow the queue.
+        self.search.queue.retain(|pair| pairs.contains(pair));
+        for pair in pairs {
             let known = watched.iter().any(|(watched, _)| *watched == pair);
             if !known && !self.search.queue.contains(&pair) {
                 self.search.queue.push_back(pair);
