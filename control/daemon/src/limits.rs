@@ -64,8 +64,6 @@ pub const RELAY_CONNECT_LIMIT: Duration = Duration::from_secs(10);
 pub const RELAY_ATTEMPT_GAP: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried.
 pub const RELAY_ADDRESSES_MAX: usize = 8;
-/// From `NeedBoxKey` to the key: the data plane is a process of this machine.
-pub const RELAY_BOX_KEY_LIMIT: Duration = Duration::from_secs(5);
 /// The head of an HTTP answer, and its lines.
 pub const HTTP_HEAD_MAX: usize = 16 << 10;
 pub const HTTP_HEADERS_MAX: usize = 64;

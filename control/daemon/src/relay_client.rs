@@ -6,13 +6,15 @@
 //! queued with [`RelayClient::send`]; [`RelayClient::flush`] after the last of a batch writes them
 //! in one piece.
 //!
-//! The parts: [`resolve`] and [`dial`] make a TCP connection, [`link`] moves bytes through it, with
+//! The parts: `attempt` goes through the stages, [`resolve`] and [`dial`] make a TCP connection, [`link`] moves bytes through it, with
 //! [`tls`] and [`trust`] where the URL says https, [`http`] asks a proxy and the relay's web server,
 //! [`protocol`] is DERP; [`outbox`] and [`rate`] bound what waits, [`liveness`] and [`retry`] decide
 //! when to begin anew.
 
+mod attempt;
 pub mod config;
 pub mod dial;
+pub mod event;
 pub mod failure;
 mod files;
 pub mod fuzz;
@@ -30,35 +32,34 @@ pub mod trust;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_path::Instant;
-use millrace_path::derp::{Frame, Gone, ServerInfo};
+use millrace_path::derp::{Frame, ServerInfo};
 use millrace_path::sealed::{BoxKey, PublicKey};
 use rustix::event::PollFlags;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 
 pub use config::{Fingerprint, Proxy, RelayConfig, Trust};
+pub use event::{Connecting, Counts, RelayEvent, Up};
 pub use failure::RelayFailure;
 pub use outbox::Dropped;
 pub use protocol::Packets;
 
 use crate::limits;
 use config::ProxyServer;
-use dial::{Dial, Dialled};
+use dial::Dial;
 use http::Answer;
 use link::{Brought, Link};
 use liveness::{Act, Liveness};
 use outbox::Outbox;
 use protocol::{Protocol, Said};
 use rate::Rate;
-use resolve::{Found, Resolver};
+use resolve::Resolver;
 use retry::Retry;
 use tls::Session;
 
@@ -116,89 +117,6 @@ enum Step {
     Tls,
     Login,
     Up { liveness: Liveness, rate: Option<Rate>, since: Instant },
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum RelayEvent<'c> {
-    Connecting(Connecting),
-    /// The owner must call [`RelayClient::give_box_key`] with the key of the boxes between the
-    /// relay and this node.
-    NeedBoxKey {
-        relay_key: PublicKey,
-    },
-    Up(Up),
-    /// In the order of arrival.
-    Packets(Packets<'c>),
-    PeerGone {
-        peer: PublicKey,
-        why: Gone,
-    },
-    /// What the relay says is wrong with this connection, as a second one with the same key; empty
-    /// when all is well again. A stranger's words.
-    Health(String),
-    Restarting {
-        reconnect_in: Duration,
-        try_for: Duration,
-    },
-    /// Something that an operator should know and that ends nothing.
-    Note(&'static str),
-    Down {
-        failure: RelayFailure,
-        retry_at: Instant,
-    },
-}
-
-/// What a connection that is not up yet waits for. Prints as a sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Connecting {
-    LookUp { host: String },
-    Tcp { addresses: Vec<IpAddr>, port: u16 },
-    Tunnel { proxy: SocketAddr, host: String, port: u16 },
-    Tls { address: SocketAddr },
-    Login { address: SocketAddr },
-}
-
-impl fmt::Display for Connecting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::LookUp { host } => write!(f, "looking {host} up"),
-            Self::Tcp { addresses, port } => {
-                let addresses: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
-                write!(f, "connecting to {} port {port}", addresses.join(", "))
-            }
-            Self::Tunnel { proxy, host, port } => {
-                write!(f, "asking the proxy {proxy} for a tunnel to {host} port {port}")
-            }
-            Self::Tls { address } => write!(f, "starting TLS with {address}"),
-            Self::Login { address } => write!(f, "logging in at {address}"),
-        }
-    }
-}
-
-/// A connection that carries packets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Up {
-    pub relay_key: PublicKey,
-    pub info: ServerInfo,
-    /// The other end of TCP: the relay, or the proxy.
-    pub address: SocketAddr,
-    pub proxied: bool,
-    /// As "TLSv1_3"; none over plain HTTP.
-    pub tls: Option<String>,
-    /// From the start of the look-up to here.
-    pub connect_time: Duration,
-}
-
-/// What was moved, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub logins: u64,
-    pub failures: u64,
-    pub sent_packets: u64,
-    pub sent_bytes: u64,
-    pub received_packets: u64,
-    pub received_bytes: u64,
 }
 
 /// What [`RelayClient::advance`] found.
@@ -413,181 +331,6 @@ impl RelayClient {
         self.events.push_back(RelayEvent::Down { failure, retry_at });
     }
 
-    /// Starts an attempt.
-    fn begin(&mut self) -> Result<(), RelayFailure> {
-        let url = &self.config.url;
-        let proxy = self.config.proxy.find(url, |name| std::env::var(name).ok())?;
-        let target = proxy.as_ref().map_or(url, |proxy| &proxy.url);
-        let way = Way { host: target.host.clone(), port: target.port, proxy };
-        let (began, limit) = (self.now, self.now + limits::RELAY_LOOK_UP_LIMIT);
-        match self.resolver.ask(&way.host) {
-            Found::Addresses(addresses) => self.dial_to(way, &addresses, began),
-            Found::NotYet => {
-                let host = way.host.clone();
-                self.events.push_back(RelayEvent::Connecting(Connecting::LookUp { host }));
-                self.stage = Stage::LookUp { way, limit, began };
-                Ok(())
-            }
-            Found::Error(error) => self.not_found(way, began, error),
-        }
-    }
-
-    fn look_up(&mut self) -> Result<(), RelayFailure> {
-        let found = self.resolver.poll();
-        let now = self.now;
-        let Stage::LookUp { way, limit, began } = &mut self.stage else { return Ok(()) };
-        let (host, began) = (way.host.clone(), *began);
-        match found {
-            Found::NotYet if now < *limit => Ok(()),
-            found => {
-                let way = Way { host, port: way.port, proxy: way.proxy.take() };
-                match found {
-                    Found::Addresses(addresses) => self.dial_to(way, &addresses, began),
-                    Found::Error(error) => self.not_found(way, began, error),
-                    Found::NotYet => match self.resolver.last_known(&way.host) {
-                        Some(addresses) => self.dial_to(way, &addresses, began),
-                        None => Err(RelayFailure::LookUpLimit {
-                            host: way.host,
-                            limit: limits::RELAY_LOOK_UP_LIMIT,
-                        }),
-                    },
-                }
-            }
-        }
-    }
-
-    /// The name server fails: the relay is probably where it was.
-    fn not_found(&mut self, way: Way, began: Instant, error: String) -> Result<(), RelayFailure> {
-        match self.resolver.last_known(&way.host) {
-            Some(addresses) => self.dial_to(way, &addresses, began),
-            None => Err(RelayFailure::LookUp { host: way.host, error }),
-        }
-    }
-
-    fn dial_to(
-        &mut self,
-        way: Way,
-        addresses: &[IpAddr],
-        began: Instant,
-    ) -> Result<(), RelayFailure> {
-        let dial = Dial::new(addresses, way.port, self.config.mark, self.now);
-        let (addresses, port) = (addresses.to_vec(), way.port);
-        self.events.push_back(RelayEvent::Connecting(Connecting::Tcp { addresses, port }));
-        let limit = self.now + limits::RELAY_CONNECT_LIMIT;
-        self.stage = Stage::Dial { way, dial, limit, began };
-        self.dial()
-    }
-
-    fn dial(&mut self) -> Result<(), RelayFailure> {
-        let Stage::Dial { way, dial, limit, began } = &mut self.stage else { return Ok(()) };
-        let dialled = dial.poll(self.now, &self.epoll);
-        if dial.unmarked && !std::mem::replace(&mut self.told_of_mark, true) {
-            let note = "the connection to the relay has no firewall mark: \
-                        that needs the capability CAP_NET_ADMIN";
-            self.events.push_back(RelayEvent::Note(note));
-        }
-        match dialled {
-            Dialled::NotYet if self.now < *limit => Ok(()),
-            Dialled::NotYet => {
-                let what = format!("{} port {}", way.host, way.port);
-                Err(RelayFailure::ConnectLimit { what, limit: limits::RELAY_CONNECT_LIMIT })
-            }
-            Dialled::Failed(failure) => Err(failure),
-            Dialled::Connected(stream, address) => {
-                let (data, flags) = (EventData::new_u64(0), EventFlags::IN);
-                let watched = epoll::modify(&self.epoll, &stream, data, flags);
-                watched.map_err(|error| RelayFailure::System(error.into()))?;
-                let way = Way {
-                    host: std::mem::take(&mut way.host),
-                    port: way.port,
-                    proxy: way.proxy.take(),
-                };
-                let (limit, began) = (*limit, *began);
-                let tunnel = way.proxy.is_some();
-                self.stage = Stage::Wire(Box::new(Wire {
-                    link: Link::new(stream, address),
-                    step: Step::Tunnel,
-                    way,
-                    limit,
-                    began,
-                    writing: false,
-                    ending: None,
-                }));
-                if tunnel { self.ask_tunnel() } else { self.start() }
-            }
-        }
-    }
-
-    fn ask_tunnel(&mut self) -> Result<(), RelayFailure> {
-        let Stage::Wire(wire) = &mut self.stage else { return Ok(()) };
-        let (host, port) = (self.config.url.host.clone(), self.config.url.port);
-        let credentials = wire.way.proxy.as_ref().and_then(|proxy| proxy.credentials.as_ref());
-        let request = http::connect_request(&host, port, credentials.map(|text| text.as_str()));
-        let proxy = wire.link.address;
-        self.events.push_back(RelayEvent::Connecting(Connecting::Tunnel { proxy, host, port }));
-        wire.link.write(&request)?;
-        self.watch()
-    }
-
-    /// The connection reaches the relay: TLS, or at once the login.
-    fn start(&mut self) -> Result<(), RelayFailure> {
-        let Stage::Wire(wire) = &mut self.stage else { return Ok(()) };
-        let url = &self.config.url;
-        if !url.tls {
-            return self.log_in();
-        }
-        let config = match &self.tls {
-            Some(config) => config.clone(),
-            None => self.tls.insert(trust::client_config(&self.config.trust)?).clone(),
-        };
-        let name = ServerName::try_from(url.host.clone())
-            .map_err(|_| RelayFailure::Host(url.host.clone()))?;
-        let session =
-            Session::new(config, name).map_err(|error| RelayFailure::of_tls(&url.host, &error))?;
-        let address = wire.link.address;
-        self.events.push_back(RelayEvent::Connecting(Connecting::Tls { address }));
-        wire.step = Step::Tls;
-        wire.link.start_tls(url.host.clone(), session)?;
-        wire.link.flush()?;
-        self.watch()
-    }
-
-    /// Asks for the relay's stream. Where its certificates name its key the login goes along with
-    /// the request, which saves a round trip.
-    fn log_in(&mut self) -> Result<(), RelayFailure> {
-        let Stage::Wire(wire) = &mut self.stage else { return Ok(()) };
-        let early = wire.link.session().and_then(|session| {
-            // Before TLS 1.3 certificates travel in clear, and anybody could have put this one in.
-            let safe = session.version() == Some(rustls::ProtocolVersion::TLSv1_3);
-            trust::relay_key(session.certificates()).filter(|_| safe)
-        });
-        let url = &self.config.url;
-        let usual_port = if url.tls { 443 } else { 80 };
-        let mut request = http::upgrade_request(&url.host, url.port, usual_port, early.is_some());
-        wire.step = Step::Login;
-        let address = wire.link.address;
-        self.events.push_back(RelayEvent::Connecting(Connecting::Login { address }));
-        let said = self.protocol.begin(early)?;
-        self.protocol.introduce(rand::random(), &mut request);
-        wire.link.write(&request)?;
-        self.said(said)?;
-        self.watch()
-    }
-
-    /// Sends our introduction once there is a box key.
-    fn introduce(&mut self) -> Result<(), RelayFailure> {
-        let Stage::Wire(wire) = &mut self.stage else { return Ok(()) };
-        if !matches!(wire.step, Step::Login) {
-            return Ok(());
-        }
-        let mut out = Vec::new();
-        self.protocol.introduce(rand::random(), &mut out);
-        if !out.is_empty() {
-            wire.link.write(&out)?;
-        }
-        self.watch()
-    }
-
     /// The connection is readable or writable, or its time is up.
     fn wire(&mut self) -> Result<(), RelayFailure> {
         let Stage::Wire(wire) = &mut self.stage else { return Ok(()) };
@@ -621,67 +364,67 @@ impl RelayClient {
         Ok(())
     }
 
-    /// Takes the next thing out of what was read.
+    /// Takes the next thing out of what was read; what ended the connection comes last.
     fn advance(&mut self) -> Result<Advance, RelayFailure> {
         let Stage::Wire(wire) = &mut self.stage else { return Ok(Advance::Nothing) };
-        let found = match &wire.step {
-            Step::Tunnel => match Answer::parse(wire.link.unread()) {
-                Err(error) => return Err(RelayFailure::ProxyAnswer(error)),
-                Ok(None) => false,
-                Ok(Some((answer, len))) => {
-                    let proxy = wire.way.proxy.as_ref();
-                    let sent = proxy.is_some_and(|proxy| proxy.credentials.is_some());
-                    if !(200..300).contains(&answer.status) {
-                        return Err(RelayFailure::of_proxy(&answer, sent));
-                    }
-                    wire.link.take(len);
-                    self.start()?;
-                    true
-                }
-            },
+        let advance = match &wire.step {
+            Step::Tunnel => self.tunnel()?,
             Step::Tls if wire.link.is_ready() => {
                 self.log_in()?;
-                true
+                Advance::Again
             }
-            Step::Tls => false,
-            Step::Login | Step::Up { .. } => {
-                let offset = wire.link.offset();
-                let (len, said) = self.protocol.next(wire.link.unread())?;
-                wire.link.take(len);
-                match said {
-                    Said::Nothing => false,
-                    Said::Packets(range) => {
-                        let range = offset + range.start..offset + range.end;
-                        let packets = Packets::new(wire.link.bytes(range.clone()));
-                        let (count, bytes) = packets.fold((0, 0), |(count, bytes), (_, packet)| {
-                            (count + 1, bytes + packet.len() as u64)
-                        });
-                        self.counts.received_packets += count;
-                        self.counts.received_bytes += bytes;
-                        return Ok(Advance::Packets(range));
-                    }
-                    Said::Own(range) => {
-                        let range = offset + range.start..offset + range.end;
-                        if let Step::Up { liveness, .. } = &mut wire.step {
-                            liveness.own(wire.link.bytes(range));
-                        }
-                        true
-                    }
-                    said => {
-                        self.said(said)?;
-                        true
-                    }
+            Step::Tls => Advance::Nothing,
+            Step::Login | Step::Up { .. } => self.stream()?,
+        };
+        if let Advance::Nothing = advance
+            && let Stage::Wire(wire) = &mut self.stage
+            && let Some(failure) = wire.ending.take()
+        {
+            return Err(failure);
+        }
+        Ok(advance)
+    }
+
+    /// The proxy's answer.
+    fn tunnel(&mut self) -> Result<Advance, RelayFailure> {
+        let Stage::Wire(wire) = &mut self.stage else { return Ok(Advance::Nothing) };
+        let parsed = Answer::parse(wire.link.unread()).map_err(RelayFailure::ProxyAnswer)?;
+        let Some((answer, len)) = parsed else { return Ok(Advance::Nothing) };
+        if !(200..300).contains(&answer.status) {
+            let proxy = wire.way.proxy.as_ref();
+            let sent_credentials = proxy.is_some_and(|proxy| proxy.credentials.is_some());
+            return Err(RelayFailure::of_proxy(&answer, sent_credentials));
+        }
+        wire.link.take(len);
+        self.start()?;
+        Ok(Advance::Again)
+    }
+
+    /// The next thing that the relay says.
+    fn stream(&mut self) -> Result<Advance, RelayFailure> {
+        let Stage::Wire(wire) = &mut self.stage else { return Ok(Advance::Nothing) };
+        let offset = wire.link.offset();
+        let place = |range: Range<usize>| offset + range.start..offset + range.end;
+        let (len, said) = self.protocol.next(wire.link.unread())?;
+        wire.link.take(len);
+        match said {
+            Said::Nothing => return Ok(Advance::Nothing),
+            Said::Packets(range) => {
+                let range = place(range);
+                for (_, packet) in Packets::new(wire.link.bytes(range.clone())) {
+                    self.counts.received_packets += 1;
+                    self.counts.received_bytes += packet.len() as u64;
+                }
+                return Ok(Advance::Packets(range));
+            }
+            Said::Own(range) => {
+                if let Step::Up { liveness, .. } = &mut wire.step {
+                    liveness.own(wire.link.bytes(place(range)));
                 }
             }
-        };
-        if found {
-            return Ok(Advance::Again);
+            said => self.said(said)?,
         }
-        let Stage::Wire(wire) = &mut self.stage else { return Ok(Advance::Nothing) };
-        match wire.ending.take() {
-            Some(failure) => Err(failure),
-            None => Ok(Advance::Nothing),
-        }
+        Ok(Advance::Again)
     }
 
     /// Something of the relay that is no packet.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant as StdInstant};
 
 use millrace_control::relay_client::{Dropped, Fingerprint, RelayConfig, Trust};
-use millrace_lab::Namespace;
+use millrace_lab::{Daemon, Namespace};
 use millrace_path::derp::{Cutter, Frame, Gone, ServerInfo};
 use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
 use rustls::pki_types::CertificateDer;
@@ -103,6 +103,28 @@ fn pin(relay: &Relay) -> Trust {
     let certificate = CertificateDer::from_pem_file(path).unwrap();
     let hash = ring::digest::digest(&ring::digest::SHA256, &certificate);
     Trust::Pinned(Fingerprint(hash.as_ref().try_into().unwrap()))
+}
+
+/// Tailscale's own Rust client, which sends everything back.
+#[test]
+fn packets_pass_our_relay_to_the_official_rust_client_and_back() {
+    inside(|namespace| {
+        let relay = Relay::ours(namespace, "");
+        let mut command = namespace.command(peer("ts-derp-peer"));
+        command.args(["127.0.0.1", "443"]);
+        let directory = relay.directory.path();
+        let mut echo = Daemon::start(directory, "ts-derp-peer", command).unwrap();
+        echo.wait_for_log("key ", LIMIT).unwrap();
+        let log = echo.log();
+        let hex = log.lines().find_map(|line| line.strip_prefix("key ")).unwrap();
+        let key = PublicKey(millrace_config::PublicKey::from_hex(hex).unwrap().0);
+        let mut ours = Node::up(secure("127.0.0.1", relay.authority()), 1);
+        for len in [0, 1, 32, 148, 1_420, 16_384, 65_536] {
+            ours.send(key, &packet(len, 0));
+            let (from, got) = ours.packet();
+            assert!(from == key && got == packet(len, 0), "{len} bytes");
+        }
+    });
 }
 
 /// More than any queue holds, so that the sender waits for the receiver.
