@@ -66,15 +66,21 @@ impl Request {
         };
         let method = request.method.unwrap_or_default();
         let target = request.path.unwrap_or_default();
+        // Tailscale's Rust client sends the absolute form, which a server must accept (RFC 9112
+        // section 3.2.2).
+        let target = match target.split_once("://") {
+            Some((_, rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+            None => target,
+        };
         let path = target.split('?').next().unwrap_or_default();
+        let upgrade = header("upgrade").is_some_and(|to| to.eq_ignore_ascii_case("derp"));
         let asked = match path {
+            // The same client asks by POST; derper takes any method here.
+            "/derp" if upgrade && ["GET", "HEAD", "POST"].contains(&method) => {
+                Asked::Relay { fast_start: header("derp-fast-start") == Some("1") }
+            }
             _ if method != "GET" && method != "HEAD" => Asked::Method,
-            "/derp" => match header("upgrade") {
-                Some(protocol) if protocol.eq_ignore_ascii_case("derp") => {
-                    Asked::Relay { fast_start: header("derp-fast-start") == Some("1") }
-                }
-                _ => Asked::NoUpgrade,
-            },
+            "/derp" => Asked::NoUpgrade,
             "/derp/probe" | "/derp/latency-check" => Asked::Probe,
             "/generate_204" => Asked::NoContent {
                 challenge: header("x-tailscale-challenge").filter(|c| is_plain(c)).map(Into::into),
@@ -177,7 +183,13 @@ mod tests {
         assert_eq!(asked(head).asked, Asked::Relay { fast_start: false });
         let head = "GET /derp HTTP/1.1\nUpgrade: derp\nDerp-Fast-Start: 1";
         assert_eq!(asked(head).asked, Asked::Relay { fast_start: true });
+        let head = "POST /derp HTTP/1.1\nUpgrade: DERP\nContent-Length: 0";
+        assert_eq!(asked(head).asked, Asked::Relay { fast_start: false });
         assert_eq!(asked("GET /derp HTTP/1.1\nUpgrade: websocket").asked, Asked::NoUpgrade);
+        assert_eq!(asked("POST /derp HTTP/1.1").asked, Asked::Method);
+        let head = "POST https://127.0.0.1:443/derp HTTP/1.1\nUpgrade: DERP";
+        assert_eq!(asked(head).asked, Asked::Relay { fast_start: false });
+        assert_eq!(asked("GET http://relay.test HTTP/1.1").asked, Asked::Page);
         assert_eq!(asked("GET /derp/latency-check?x HTTP/1.1").asked, Asked::Probe);
         let probe = asked("HEAD /derp/probe HTTP/1.1");
         assert!(

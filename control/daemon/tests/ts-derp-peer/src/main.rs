@@ -9,7 +9,9 @@ use ts_keys::NodeKeyPair;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [address, port] = &arguments[..] else { return Err("usage: ts-derp-peer ADDRESS PORT".into()) };
+    let [address, port] = &arguments[..] else {
+        return Err("usage: ts-derp-peer ADDRESS PORT".into());
+    };
     let relay = ServerConnInfo {
         hostname: address.clone(),
         ipv4: IpUsage::FixedAddr(address.parse()?),
@@ -22,8 +24,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let key = NodeKeyPair::random();
     let client = Client::connect([&relay], &key).await?;
-    let hex: String = key.public.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("key {hex}");
+    // It prints as nodekey:HEX.
+    let name = key.public.to_string();
+    println!("key {}", name.trim_start_matches("nodekey:"));
     loop {
         let (from, packet) = client.recv_one().await?;
         client.send_one(from, packet.as_ref()).await?;
