@@ -31,7 +31,7 @@ use rand::{RngCore, TryRngCore};
 
 use crate::clock;
 use crate::counters::Counters;
-use crate::limits::{CONNECT_AGAIN, HISTORY_LEN, TRAFFIC_INTERVAL};
+use crate::limits::{CONNECT_AGAIN, HISTORY_LEN, TRAFFIC_INTERVAL, TRAFFIC_QUIET};
 use crate::names::Names;
 use crate::network::{Network, Way};
 use crate::plane::Plane;
@@ -63,6 +63,7 @@ pub struct Gateway {
     pub names: Names,
     pub seen: Seen,
     traffic_at: Option<Instant>,
+    traffic_seen_at: Instant,
     /// The address of ours that a remote one spoke to.
     sources: HashMap<Pair, Source>,
     inbound: Inbound,
@@ -190,6 +191,7 @@ impl Gateway {
             names: Names::new()?,
             seen: Seen::default(),
             traffic_at: None,
+            traffic_seen_at: now,
             sources: HashMap::new(),
             inbound: Inbound::default(),
             counters: Counters::default(),
@@ -245,7 +247,8 @@ impl Gateway {
             mark,
             ..RelayConfig::new(url.clone())
         };
-        self.relays.set(now, discovery.relay.iter().map(config).collect(), node_key)
+        let configs: Vec<RelayConfig> = discovery.relay.iter().map(config).collect();
+        self.relays.set(now, configs, node_key)
     }
 
     /// Asks the kernel what networks there are. Call at news of it.
@@ -373,7 +376,10 @@ impl Gateway {
         let deadlines = [finder, self.connect_at, self.traffic_at, self.reflexive.deadline()];
         let reflexive_waits = self.plane.as_ref().is_none_or(|plane| plane.tools.is_none());
         let deadlines = deadlines.into_iter().take(if reflexive_waits { 3 } else { 4 });
-        deadlines.chain([self.names.deadline(), self.relays.deadline()]).flatten().min()
+        deadlines
+            .chain([self.names.deadline(), self.relays.deadline()])
+            .flatten()
+            .min()
     }
 
     /// Does what is due.
@@ -398,6 +404,10 @@ impl Gateway {
         if self.traffic_at.is_some_and(|at| at <= now) {
             self.traffic_at = Some(now + TRAFFIC_INTERVAL);
             self.look_at_traffic(now);
+            // Who wakes up is told by the data plane.
+            if now.since(self.traffic_seen_at) >= TRAFFIC_QUIET {
+                self.traffic_at = None;
+            }
         }
         self.relays.flush(now);
     }
@@ -427,13 +437,16 @@ impl Gateway {
         let mut changes = Vec::new();
         for peer in self.peers.values_mut() {
             let Some(line) = tools.observed.read(peer.slot) else { continue };
-            let change = peer.traffic.look(now, &line);
+            let change = peer.traffic.look(&line);
             let directly = change.received && peer.relayed_looks == 0;
             peer.relayed_looks = peer.relayed_looks.saturating_sub(1);
             let from = line.remote().filter(|_| directly);
             changes.push((peer.key, change, from, Instant::from_nanos(line.received_ns)));
         }
         for (peer, change, from, at) in changes {
+            if change.active || change.unanswered_since.is_some() {
+                self.traffic_seen_at = now;
+            }
             if change.active {
                 self.input(now, Input::Traffic { peer });
             }

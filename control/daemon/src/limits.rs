@@ -31,6 +31,9 @@ pub const API_LINE_LEN_MAX: usize = 4096;
 pub const PING_ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// WireGuard's REKEY_TIMEOUT: after it there is a newer initiation.
 pub const PARKED_AGE_MAX: Duration = Duration::from_secs(5);
+/// The tables are left alone when nobody had traffic for this long: longer than the 10 s after which
+/// the data plane tells who speaks again.
+pub const TRAFFIC_QUIET: Duration = Duration::from_secs(30);
 /// Changes of a peer's route that `why` tells.
 pub const HISTORY_LEN: usize = 16;
 

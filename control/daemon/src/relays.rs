@@ -19,6 +19,8 @@ pub struct Relay {
     pub state: State,
     /// What the relay says is wrong with our connection; empty: nothing.
     pub health: String,
+    /// The failure that the log has; the same again is no news.
+    pub told: Option<String>,
     config: RelayConfig,
 }
 
@@ -68,6 +70,7 @@ impl Relays {
                     client: RelayClient::new(config.clone(), node_key, now)?,
                     state: State::Connecting { stage: "about to begin".to_owned() },
                     health: String::new(),
+                    told: None,
                     config,
                 },
             };

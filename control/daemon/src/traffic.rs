@@ -8,8 +8,6 @@ use millrace_path::time::Instant;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Traffic {
     last: Observed,
-    looked_at: Instant,
-    unanswered_since: Option<Instant>,
 }
 
 /// What happened since the last look.
@@ -24,20 +22,14 @@ pub struct Change {
 }
 
 impl Traffic {
-    /// Takes in the peer's line as it is at `now`.
-    pub fn look(&mut self, now: Instant, line: &Observed) -> Change {
+    /// Takes in the peer's line as it is now.
+    pub fn look(&mut self, line: &Observed) -> Change {
         let sent = line.sent_bytes != self.last.sent_bytes;
         let received = line.received_ns > self.last.received_ns;
-        if received {
-            self.unanswered_since = None;
-        }
-        // Sent after the last that came: by now nothing answered it.
-        if sent && line.sent_ns > line.received_ns && self.unanswered_since.is_none() {
-            self.unanswered_since = Some(self.looked_at.max(Instant::from_nanos(line.received_ns)));
-        }
         self.last = *line;
-        self.looked_at = now;
-        Change { active: sent || received, received, unanswered_since: self.unanswered_since }
+        let unanswered_since =
+            (line.unanswered_ns > 0).then(|| Instant::from_nanos(line.unanswered_ns));
+        Change { active: sent || received, received, unanswered_since }
     }
 
     /// The line of the last look.
@@ -50,31 +42,18 @@ impl Traffic {
 mod tests {
     use super::*;
 
-    const SECOND_NS: u64 = 1_000_000_000;
-
-    fn at(seconds: u64) -> Instant {
-        Instant::from_nanos(seconds * SECOND_NS)
-    }
-
-    fn line(sent: (u64, u64), received_s: u64) -> Observed {
-        Observed {
-            sent_ns: sent.0 * SECOND_NS,
-            sent_bytes: sent.1,
-            received_ns: received_s * SECOND_NS,
-            ..Observed::default()
-        }
-    }
-
     #[test]
-    fn silence_counts_from_the_first_data_that_nothing_answered() {
+    fn a_line_that_changes_is_traffic() {
         let mut traffic = Traffic::default();
-        assert_eq!(traffic.look(at(1), &line((0, 0), 0)), Change::default());
-        assert!(traffic.look(at(2), &line((2, 10), 2)).active);
-        let quiet = Change { active: true, received: false, unanswered_since: Some(at(2)) };
-        assert_eq!(traffic.look(at(3), &line((3, 20), 2)), quiet);
-        assert_eq!(traffic.look(at(4), &line((4, 30), 2)), quiet);
-        let idle = Change { active: false, received: false, unanswered_since: Some(at(2)) };
-        assert_eq!(traffic.look(at(9), &line((4, 30), 2)), idle);
-        assert_eq!(traffic.look(at(10), &line((4, 30), 10)).unanswered_since, None);
+        let mut line = Observed::default();
+        assert_eq!(traffic.look(&line), Change::default());
+        (line.sent_bytes, line.unanswered_ns) = (10, 7);
+        let unanswered_since = Some(Instant::from_nanos(7));
+        let sent = Change { active: true, received: false, unanswered_since };
+        assert_eq!(traffic.look(&line), sent);
+        assert_eq!(traffic.look(&line), Change { active: false, ..sent });
+        (line.received_ns, line.unanswered_ns) = (9, 0);
+        let received = Change { active: true, received: true, unanswered_since: None };
+        assert_eq!(traffic.look(&line), received);
     }
 }

@@ -59,7 +59,7 @@ impl Gateway {
         }
         self.plane_problem = problem;
         let before = self.welcome.replace(welcome.clone());
-        self.traffic_at = Some(now + TRAFFIC_INTERVAL);
+        (self.traffic_at, self.traffic_seen_at) = (Some(now + TRAFFIC_INTERVAL), now);
         // Who is not told again until `Synced` is gone.
         for peer in self.peers.values_mut() {
             peer.slot = u32::MAX;
@@ -128,6 +128,7 @@ impl Gateway {
             }
             ToControl::Active { slot } => {
                 self.traffic_at.get_or_insert(now + TRAFFIC_INTERVAL);
+                self.traffic_seen_at = now;
                 if let Some(&peer) = self.slots.get(&slot) {
                     self.input(now, Input::Traffic { peer });
                 }

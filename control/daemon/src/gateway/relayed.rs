@@ -19,6 +19,7 @@ impl Gateway {
         // in the client.
         let mut relays = std::mem::take(&mut self.relays);
         let (mut signals, mut gone) = (Vec::new(), Vec::new());
+        let only = relays.list.len() == 1;
         if let Some(relay) = relays.list.get_mut(at) {
             relay.client.handle(now);
             while let Some(event) = relay.client.next_event() {
@@ -33,6 +34,7 @@ impl Gateway {
                         let ms = up.connect_time.as_millis() as u64;
                         tracing::info!(url = relay.url, connect_ms = ms, "relay is up");
                         relay.state = State::Up { since: now, up: Box::new(up) };
+                        relay.told = None;
                     }
                     RelayEvent::Packets(packets) => {
                         for (from, packet) in packets {
@@ -40,12 +42,15 @@ impl Gateway {
                         }
                     }
                     RelayEvent::PeerGone { peer, .. } => {
-                        if let Some(peer) = self.peers.get_mut(&peer)
-                            && peer.heard_at == Some(at)
+                        let Some(known) = self.peers.get_mut(&peer) else { continue };
+                        // Who never was at this relay is not gone because it is not there.
+                        if only
+                            || known.heard_at == Some(at)
+                            || known.home_url() == Some(&relay.url)
                         {
-                            peer.heard_at = None;
+                            gone.push(peer);
                         }
-                        gone.push(peer);
+                        known.heard_at = known.heard_at.filter(|heard_at| *heard_at != at);
                     }
                     RelayEvent::Health(text) => {
                         if !text.is_empty() {
@@ -60,10 +65,9 @@ impl Gateway {
                     RelayEvent::Note(note) => tracing::warn!(url = relay.url, "{note}"),
                     RelayEvent::Down { failure, retry_at } => {
                         let why = failure.to_string();
-                        let told =
-                            matches!(&relay.state, State::Down { why: old, .. } if *old == why);
-                        if !told {
+                        if relay.told.as_ref() != Some(&why) {
                             tracing::warn!(url = relay.url, "relay is down: {why}");
+                            relay.told = Some(why.clone());
                         }
                         relay.state = State::Down { why, retry_at };
                     }
