@@ -376,10 +376,7 @@ impl Gateway {
         let deadlines = [finder, self.connect_at, self.traffic_at, self.reflexive.deadline()];
         let reflexive_waits = self.plane.as_ref().is_none_or(|plane| plane.tools.is_none());
         let deadlines = deadlines.into_iter().take(if reflexive_waits { 3 } else { 4 });
-        deadlines
-            .chain([self.names.deadline(), self.relays.deadline()])
-            .flatten()
-            .min()
+        deadlines.chain([self.names.deadline(), self.relays.deadline()]).flatten().min()
     }
 
     /// Does what is due.
