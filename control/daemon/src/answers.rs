@@ -130,7 +130,10 @@ fn nat(gateway: &Gateway) -> Nat {
     Nat {
         seen: gateway.seen.addresses.iter().map(|address| address.to_string()).collect(),
         mapping_varies: gateway.seen.varies,
-        port_mapping: None,
+        port_mapping: gateway.routers.mapped.first().map(|mapped| {
+            let beyond = if mapped.behind_nat { ", another NAT is outside" } else { "" };
+            format!("{:?} {}{beyond}", mapped.protocol, mapped.external)
+        }),
         candidates: gateway.candidates(port).iter().map(candidate_text).collect(),
     }
 }

@@ -8,6 +8,7 @@ mod detour;
 mod link;
 mod outputs;
 mod relayed;
+mod routers;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -19,7 +20,7 @@ use millrace_config::config::EndpointName;
 use millrace_config::discovery::{Discovery, HttpUrl};
 use millrace_ebpf::link::{self as plane_link, Welcome};
 use millrace_path::candidate::{Candidate, CandidateKind, OwnAddresses, Prefix};
-use millrace_path::finder::{self, Finder, Input};
+use millrace_path::finder::{self, Finder, Input, Uplink};
 use millrace_path::introduce::Home;
 use millrace_path::output::{Route, Why};
 use millrace_path::path::{Pair, UplinkId};
@@ -40,6 +41,7 @@ use crate::relays::Relays;
 use crate::traffic::Traffic;
 use crate::udp::Source;
 use detour::Inbound;
+use routers::Routers;
 
 /// Everything that control knows.
 pub struct Gateway {
@@ -66,6 +68,7 @@ pub struct Gateway {
     traffic_seen_at: Instant,
     /// The address of ours that a remote one spoke to.
     sources: HashMap<Pair, Source>,
+    pub routers: Routers,
     inbound: Inbound,
     pub counters: Counters,
     /// What operators asked for and is not answered yet, by number.
@@ -193,6 +196,7 @@ impl Gateway {
             traffic_at: None,
             traffic_seen_at: now,
             sources: HashMap::new(),
+            routers: Routers::new()?,
             inbound: Inbound::default(),
             counters: Counters::default(),
             pinged: VecDeque::new(),
@@ -223,6 +227,7 @@ impl Gateway {
         self.names.want(now, names);
         self.discovery = discovery;
         self.set_relays(now)?;
+        self.look_at_routers(now);
         self.tell_finder(now, false);
         Ok(())
     }
@@ -263,7 +268,8 @@ impl Gateway {
         }
         let major = seen.is_major_change(&self.network);
         self.network = seen;
-        self.ways = self.network.ways();
+        self.set_ways();
+        self.look_at_routers(now);
         if major {
             tracing::info!(ways = self.ways.len(), "the network changed");
             self.sources.clear();
@@ -289,7 +295,7 @@ impl Gateway {
                 tunnels: self.tunnels(),
             },
             candidates,
-            uplinks: self.network.uplinks(),
+            uplinks: self.ways.iter().map(|(id, way)| Uplink { id: *id, ipv6: way.ipv6 }).collect(),
         };
         self.input(now, Input::Network { network, major });
     }
@@ -304,6 +310,9 @@ impl Gateway {
         };
         for address in &self.discovery.address {
             add(CandidateKind::Configured, *address);
+        }
+        for mapped in &self.routers.mapped {
+            add(CandidateKind::PortMapped, mapped.external);
         }
         for address in &self.seen.addresses {
             add(CandidateKind::Reflexive, *address);
@@ -376,7 +385,8 @@ impl Gateway {
         let deadlines = [finder, self.connect_at, self.traffic_at, self.reflexive.deadline()];
         let reflexive_waits = self.plane.as_ref().is_none_or(|plane| plane.tools.is_none());
         let deadlines = deadlines.into_iter().take(if reflexive_waits { 3 } else { 4 });
-        deadlines.chain([self.names.deadline(), self.relays.deadline()]).flatten().min()
+        let others = [self.names.deadline(), self.relays.deadline(), self.routers.deadline()];
+        deadlines.chain(others).flatten().min()
     }
 
     /// Does what is due.
@@ -392,6 +402,7 @@ impl Gateway {
             let addresses = self.names.addresses();
             self.reflexive.set_servers(now, &addresses);
         }
+        self.handle_routers(now);
         self.ask_servers(now);
         for at in 0..self.relays.list.len() {
             if self.relays.list[at].client.deadline().is_some_and(|deadline| deadline <= now) {

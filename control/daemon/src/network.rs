@@ -7,7 +7,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use millrace_host::route_socket::RouteSocket;
 use millrace_path::candidate::{Candidate, CandidateKind};
-use millrace_path::finder::Uplink;
 use millrace_path::path::UplinkId;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
@@ -118,11 +117,6 @@ impl Network {
         }
         ways.truncate(UPLINKS_MAX);
         ways
-    }
-
-    /// As the path finder wants them.
-    pub fn uplinks(&self) -> Vec<Uplink> {
-        self.ways().into_iter().map(|(id, way)| Uplink { id, ipv6: way.ipv6 }).collect()
     }
 
     /// What peers are told of our interfaces. Of several IPv6 addresses of one prefix the one that

@@ -46,6 +46,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let _ = sd_notify::notify(false, &[NotifyState::Ready]);
     let mut service = Service { path: path.to_owned(), signals, monitor, api, gateway };
     service.serve();
+    service.gateway.close();
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     tracing::info!(interface = name, "stopped; the data plane keeps the paths as they are");
     Ok(())
@@ -69,6 +70,7 @@ enum Ready {
     Udp,
     Detour(usize),
     Relay(usize),
+    Routers,
     Api,
 }
 
@@ -93,8 +95,8 @@ impl Service {
                     Ready::Udp => self.gateway.handle_udp(now),
                     Ready::Detour(at) => self.gateway.handle_detour(now, at),
                     Ready::Relay(at) => self.gateway.handle_relay(now, at),
-                    // Both are looked at in every turn.
-                    Ready::Names | Ready::Api => {}
+                    // These are looked at in every turn.
+                    Ready::Names | Ready::Routers | Ready::Api => {}
                 }
             }
             let now = clock::now();
@@ -121,6 +123,9 @@ impl Service {
         }
         let relays = gateway.relays.list.iter().enumerate();
         waits.extend(relays.map(|(at, relay)| (relay.client.interest().0, Ready::Relay(at))));
+        let routers = &gateway.routers;
+        waits.extend(routers.mappers.iter().map(|mapper| (mapper.interest().0, Ready::Routers)));
+        waits.push((routers.nat64.interest().0, Ready::Routers));
         waits.extend(self.api.descriptors().map(|fd| (fd, Ready::Api)));
         let mut fds: Vec<PollFd<'_>> =
             waits.iter().map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();

@@ -73,6 +73,7 @@ impl Gateway {
             self.new_key(now);
         }
         self.reflexive.ask(now);
+        self.look_at_routers(now);
     }
 
     /// All that was made with the former key is void.
@@ -177,6 +178,7 @@ impl Gateway {
         let line = line.and_then(|tools| tools.endpoints.read(peer.slot));
         let in_use =
             line.as_ref().and_then(endpoint_line::in_use).map(|(remote, local, ifindex)| {
+                let remote = self.real_address(remote);
                 let way = |way: &crate::network::Way| {
                     way.ipv6 == remote.is_ipv6() && (way.ifindex == ifindex || way.ifindex == 0)
                 };

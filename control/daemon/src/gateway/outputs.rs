@@ -43,6 +43,7 @@ impl Gateway {
                 if why == Why::Dead {
                     // A mapping that is gone looks like a dead path.
                     self.reflexive.ask(now);
+                    self.suspect_mappings(now);
                 }
             }
             Event::Introduced { peer, home } => {
@@ -68,6 +69,13 @@ impl Gateway {
         let source = match route {
             Route::Direct { pair, .. } => self.source(pair),
             _ => Source::default(),
+        };
+        let route = match route {
+            Route::Direct { pair, frame_len } => {
+                let remote = self.wire_address(pair.remote);
+                Route::Direct { pair: Pair { remote, ..pair }, frame_len }
+            }
+            other => other,
         };
         let line = endpoint_line::line(route, source);
         if let Some(tools) = self.plane.as_mut().and_then(|plane| plane.tools.as_mut())
@@ -109,7 +117,7 @@ impl Gateway {
         dont_fragment: bool,
     ) -> std::io::Result<()> {
         match self.plane.as_ref().and_then(|plane| plane.tools.as_ref()) {
-            Some(tools) => tools.udp.send(to, source, datagram, dont_fragment),
+            Some(tools) => tools.udp.send(self.wire_address(to), source, datagram, dont_fragment),
             // Between two data planes: as if it were lost on the way.
             None => Ok(()),
         }

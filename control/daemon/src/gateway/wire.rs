@@ -41,6 +41,7 @@ impl Gateway {
     }
 
     fn datagram(&mut self, now: Instant, from: SocketAddr, to: Source, bytes: &mut [u8]) {
+        let from = self.real_address(from);
         match classify(bytes) {
             Class::Disco => {
                 let pair = Pair { uplink: self.uplink(from, to), remote: from };
@@ -88,6 +89,7 @@ impl Gateway {
         if seen != self.seen {
             tracing::info!(addresses = ?seen.addresses, varies = ?seen.varies, "seen by STUN");
             self.seen = seen;
+            self.suspect_mappings(now);
             self.tell_finder(now, false);
         }
     }
