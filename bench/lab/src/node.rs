@@ -163,6 +163,16 @@ impl Pair {
     }
 }
 
+impl Drop for Node {
+    /// What a control process leaves: it may not take it away itself.
+    fn drop(&mut self) {
+        for ending in ["control", "control.pid"] {
+            let left = format!("/run/millrace/{}.{ending}", self.gateway.interface());
+            let _ = std::fs::remove_file(left);
+        }
+    }
+}
+
 impl Node {
     /// Starts the control process, again or for the first time.
     pub fn start_control(&mut self, lab: &Lab) -> Result<()> {

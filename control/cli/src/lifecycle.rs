@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use millrace_config::{Config, Exit};
+use millrace_config::{Config, Exit, paths};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::{Problem, client};
@@ -89,6 +89,10 @@ pub(crate) fn down(interface: Option<&str>) -> Result<Exit, Problem> {
     let name = client::choose(interface)?;
     if let Ok(pid) = control_running(&name) {
         stop(pid, &format!("the control process of {name}"))?;
+    }
+    // It has no right to take them away itself.
+    for left in [control_pid_file(&name), paths::socket(&name)] {
+        let _ = fs::remove_file(left);
     }
     stop(running(&name)?, &name)?;
     Ok(Exit::Ok)

@@ -63,6 +63,17 @@ fn operators_see_the_relay_the_direct_path_and_the_reason() {
     let history = paths["peers"][0]["history"].as_array().unwrap();
     assert_eq!(history[0]["path"], "relay", "the relay comes first: {history:?}");
 
+    // What it does, it does as somebody who may do nothing.
+    let pid = pair.nodes[0].control().unwrap().pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+    let user = nix::unistd::User::from_name("millrace").unwrap().expect("run scripts/setup");
+    assert_eq!(line("Uid:").split_whitespace().next(), Some(&*user.uid.to_string()), "{status}");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(line(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(line("NoNewPrivs:"), "1");
+
     // Nobody waits for a relay that is gone: the path is there.
     relay.kill();
     wait_for("the news of the relay", LIMIT, || {
