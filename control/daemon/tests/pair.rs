@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_lab::gateway::own_program;
 use millrace_lab::nat::{Filtering, Internet, Mapping, Nat, RouterOptions};
@@ -21,6 +21,11 @@ fn millrace(node: &Node, arguments: &[&str]) -> Output {
 fn key_of_peer(node: &Node) -> String {
     let status = node.status().unwrap();
     status["peers"][0]["public_key"].as_str().unwrap().to_owned()
+}
+
+fn wait_until_direct(pair: &Pair) {
+    let is_direct = |node: &Node| node.status().unwrap()["paths"]["peers"][0]["path"] == "direct";
+    wait_for("direct paths", LIMIT, || pair.nodes.iter().all(is_direct).then_some(())).unwrap();
 }
 
 #[test]
@@ -98,4 +103,29 @@ fn operators_see_the_relay_the_direct_path_and_the_reason() {
         &["why", "nobody", "--interface", pair.nodes[1].gateway.interface()],
     );
     assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
+}
+
+/// The data plane dies and comes back with new tables and sockets: control finds them by itself, and
+/// the path that it knew is the path.
+#[test]
+fn a_data_plane_that_is_killed_gets_its_paths_back() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let relay = Relay::start(&lab, &internet).unwrap();
+    let router = |name: &str| internet.router(&lab, name, RouterOptions::default()).unwrap();
+    let routers = [router("ra"), router("rb")];
+    let hosts = [routers[0].host(&lab, "a").unwrap(), routers[1].host(&lab, "b").unwrap()];
+    let options = [NodeOptions::default(), NodeOptions::default()];
+    let mut pair = Pair::start(&lab, &relay, hosts, options, 0).unwrap();
+    let flow = pair.flow(0, Duration::from_millis(10)).unwrap();
+    wait_until_direct(&pair);
+    for killed in [0, 1] {
+        pair.nodes[killed].gateway.restart().unwrap();
+        let since = Instant::now();
+        let arrival = flow.arrival_after(since, LIMIT).unwrap();
+        wait_until_direct(&pair);
+        println!("data plane {killed} restarted: {arrival:?} to the next datagram");
+    }
+    let paths = pair.nodes[0].status().unwrap()["paths"].clone();
+    assert_eq!(paths["problem"], Value::Null);
 }
