@@ -8,6 +8,7 @@
 //! either: namespaces have no name to leak and every child dies with its parent.
 
 pub mod capture;
+pub mod connection;
 pub mod error;
 pub mod flow;
 pub mod gateway;
@@ -34,6 +35,7 @@ pub mod wait;
 pub mod xsk_peer;
 
 pub use capture::Capture;
+pub use connection::Connection;
 pub use error::{Error, Result};
 pub use flow::Flow;
 pub use gateway::{Gateway, GatewayOptions, Implementation, Peer};

@@ -1,7 +1,9 @@
 //! A millrace gateway on a host behind a router: data plane and control process.
 
 use std::{
+    io::{BufRead, BufReader, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
@@ -18,6 +20,9 @@ use crate::{
 
 /// The UDP port of a gateway that is told none.
 pub const PORT: u16 = 51820;
+
+/// How long a control process may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What may differ between the two gateways.
 #[derive(Clone, Debug)]
@@ -159,7 +164,28 @@ impl Pair {
             };
             paths.iter().all(is).then(|| start.elapsed())
         });
-        reached.map_err(|error| Error::Unexpected(format!("{error}; there are {paths:?}")))
+        reached.map_err(|error| {
+            let whys = self.nodes.each_ref().map(|node| match node.why() {
+                Ok(why) => format!("{why:#}"),
+                Err(error) => error.to_string(),
+            });
+            Error::Unexpected(format!("{error}; there are {paths:?}\n{}", whys.join("\n")))
+        })
+    }
+
+    /// Waits until both control processes have a relay, before which nothing can be asked of them.
+    pub fn wait_until_ready(&mut self, limit: Duration) -> Result<()> {
+        for node in &mut self.nodes {
+            let mut last = Value::Null;
+            let up = wait_for("a control process to be at the relay", limit, || {
+                last = node.paths().unwrap_or_default();
+                let relays = last["relays"].as_array()?;
+                relays.iter().any(|relay| relay["up"] == true).then_some(())
+            });
+            let log = node.control.as_ref().map(Daemon::log_tail).unwrap_or_default();
+            up.map_err(|error| Error::Unexpected(format!("{error}; it says {last:#}\n{log}")))?;
+        }
+        Ok(())
     }
 }
 
@@ -197,33 +223,43 @@ impl Node {
         self.control.as_mut()
     }
 
-    /// What `millrace status --json` says.
-    pub fn status(&self) -> Result<Value> {
-        let text = self.millrace("status", "--json")?;
-        serde_json::from_str(&text).map_err(|error| {
-            Error::Unexpected(format!("`millrace status` wrote {text:?}: {error}"))
-        })
+    /// What the control process says of relays, NAT and paths: `millrace.paths/1`.
+    pub fn paths(&self) -> Result<Value> {
+        self.ask(r#"{"request":"status"}"#)
     }
 
-    /// Runs `millrace WORD INTERFACE MORE` on this gateway.
-    pub fn millrace(&self, word: &str, more: &str) -> Result<String> {
-        let program = own_program("millrace")?;
-        let line = format!("{} {word} {} {more}", program.display(), self.gateway.interface());
-        self.host.namespace.exec(&line)
+    /// Why the other gateway is reached as it is: `millrace.why/1`.
+    pub fn why(&self) -> Result<Value> {
+        let key = &self.gateway.options.peers[0].public_key;
+        self.ask(&format!(r#"{{"request":"why","peer":"{key}"}}"#))
     }
 
     /// How packets reach the other gateway.
     pub fn path(&self) -> Result<Path> {
-        let status = self.status()?;
-        let path = &status["peers"][0]["path"];
-        match path["kind"].as_str() {
+        let paths = self.paths()?;
+        let peer = &paths["peers"][0];
+        match peer["path"].as_str() {
             Some("direct") => {
-                let address = path["address"].as_str().and_then(|text| text.parse().ok());
-                let bad = || Error::Unexpected(format!("a direct path without address: {path}"));
+                let address = peer["address"].as_str().and_then(|text| text.parse().ok());
+                let bad = || Error::Unexpected(format!("a direct path without address: {peer}"));
                 address.map(Path::Direct).ok_or_else(bad)
             }
             Some("relay") => Ok(Path::Relay),
             _ => Ok(Path::None),
         }
+    }
+
+    /// One request to the control process's socket, one answer.
+    fn ask(&self, request: &str) -> Result<Value> {
+        let path = format!("/run/millrace/{}.control", self.gateway.interface());
+        let ask = || {
+            let mut stream = UnixStream::connect(&path)?;
+            stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+            writeln!(stream, "{request}")?;
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer)?;
+            Ok(serde_json::from_str(&answer)?)
+        };
+        ask().map_err(Error::system(format!("ask {path}")))
     }
 }

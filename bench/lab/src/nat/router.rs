@@ -185,8 +185,14 @@ impl Router {
 
     /// As after a power cycle: no mapping is left, neither the kernel's nor the NAT's own.
     pub fn reboot(&self) -> Result<()> {
+        // Else a packet that passes in between teaches what was just forgotten.
+        const DEAF: &str = "table inet lab_off {
+            chain cut { type filter hook prerouting priority -400; policy drop; }
+        }\n";
+        self.nft(DEAF)?;
         self.apply(self.wan())?;
-        self.forget_flows()
+        self.forget_flows()?;
+        self.nft("delete table inet lab_off\n")
     }
 
     /// Another address from the provider: the old one and all mappings are gone. Only for routers at
