@@ -1,0 +1,92 @@
+//! Two gateways, each behind a network of some kind, and a relay between.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use millrace_lab::nat::{Host, Internet, Nat, Router, RouterOptions};
+use millrace_lab::{Capture, Daemon, Lab, Marker, Namespace, NodeOptions, Pair, Relay, Result};
+
+/// For everything that must happen sooner or later on a loaded machine.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Two hosts and what is between them.
+pub struct World {
+    pub hosts: [Host; 2],
+    pub routers: Vec<Router>,
+    pub options: [NodeOptions; 2],
+    /// Where packets must not show the inside, beside the core.
+    pub watched: Vec<Namespace>,
+    /// What else runs.
+    pub daemons: Vec<Daemon>,
+    /// The address at which A must reach B in the end, where the row says so.
+    pub target: Option<IpAddr>,
+}
+
+impl World {
+    /// Each host behind a router of its own at the core.
+    pub fn apart(lab: &Lab, internet: &Internet, options: [RouterOptions; 2]) -> Result<Self> {
+        let [a, b] = options;
+        let routers =
+            vec![internet.router(lab, "router a", a)?, internet.router(lab, "router b", b)?];
+        let hosts = [routers[0].host(lab, "a")?, routers[1].host(lab, "b")?];
+        Ok(Self::new(hosts, routers))
+    }
+
+    pub fn new(hosts: [Host; 2], routers: Vec<Router>) -> Self {
+        Self {
+            hosts,
+            routers,
+            options: [NodeOptions::default(), NodeOptions::default()],
+            watched: Vec::new(),
+            daemons: Vec::new(),
+            target: None,
+        }
+    }
+}
+
+/// A lab in which both gateways run. Fields are dropped in this order.
+pub struct Running {
+    pub pair: Pair,
+    pub relay: Relay,
+    pub routers: Vec<Router>,
+    captures: Vec<Capture>,
+    daemons: Vec<Daemon>,
+    pub target: Option<IpAddr>,
+    pub internet: Internet,
+    pub lab: Lab,
+}
+
+impl Running {
+    /// Starts the relay, the captures and both gateways, `first` before the other.
+    pub fn start(
+        world: impl FnOnce(&Lab, &Internet) -> Result<World>,
+        first: usize,
+    ) -> Result<Self> {
+        let lab = Lab::new()?;
+        let internet = Internet::new(&lab)?;
+        let World { hosts, routers, options, watched, daemons, target } = world(&lab, &internet)?;
+        let relay = Relay::start(&lab, &internet)?;
+        let mut captures = vec![Capture::start(&lab, &internet.core)?];
+        for namespace in &watched {
+            captures.push(Capture::start(&lab, namespace)?);
+        }
+        let pair = Pair::start(&lab, &relay, hosts, options, first)?;
+        Ok(Self { pair, relay, routers, captures, daemons, target, internet, lab })
+    }
+
+    /// Ends the captures; an error if one shows anything of the inside.
+    pub fn finish(self) -> Result<()> {
+        let inner = self.pair.inner_addresses();
+        let markers: [Marker; 1] = [self.pair.marker];
+        for capture in self.captures {
+            capture.finish(&markers, &inner)?.check()?;
+        }
+        Ok(())
+    }
+}
+
+/// Home routers with these NATs.
+pub fn nats(a: Nat, b: Nat) -> [RouterOptions; 2] {
+    [RouterOptions::nat(a), RouterOptions::nat(b)]
+}
