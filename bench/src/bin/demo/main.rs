@@ -1,8 +1,10 @@
-//! `demo`: a tunnel between two sites, seen from both hosts, in less than a minute.
+//! `demo`: millrace between two sites, in less than a minute.
 //!
-//! Makes the lab, runs millrace on both gateways, proves by a capture of the outside links that
-//! nothing of the inside shows there, measures, does the same with wireguard-go in the same
-//! namespaces, prints, and removes everything.
+//! First two gateways behind NATs, which meet through a relay and then directly, while their paths are
+//! broken under traffic. Then the speed of a plain tunnel, with wireguard-go in the same namespaces.
+//! Captures of the outside links prove that nothing of the inside shows there. Everything is removed.
+
+mod journey;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,6 +13,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
+use journey::Journey;
 use millrace_lab::{
     Error, Implementation, Lab, Result, Site, SiteOptions, Tunnel, TunnelOptions,
     capture::CaptureReport,
@@ -59,6 +62,7 @@ struct Report {
     /// What the link is, because it decides what the figures mean.
     lab: &'static str,
     seconds_in_all: f64,
+    journey: Journey,
     parties: Vec<Figures>,
 }
 
@@ -96,6 +100,11 @@ fn main() -> ExitCode {
 
 fn show(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
+    let journey = journey::run(&|what| progress(arguments, what))?;
+    if !arguments.json {
+        journey.print();
+        println!();
+    }
     let mut figures: Vec<Figures> = Vec::new();
     for round in 0..ROUNDS {
         for (i, party) in arguments.parties.iter().enumerate() {
@@ -111,6 +120,7 @@ fn show(arguments: &Arguments) -> Result<()> {
     let report = Report {
         schema: "millrace.demo/1",
         version: env!("CARGO_PKG_VERSION"),
+        journey,
         lab: "five network namespaces joined by veth: not the speed of a network card",
         seconds_in_all: start.elapsed().as_secs_f64(),
         parties: figures,
