@@ -223,6 +223,15 @@ impl Node {
         self.control.as_mut()
     }
 
+    /// What `millrace status --json` says: the data plane, and below `paths` the control process.
+    pub fn status(&self) -> Result<Value> {
+        let program = own_program("millrace")?;
+        let line = format!("{} status {} --json", program.display(), self.gateway.interface());
+        let text = self.host.namespace.exec(&line)?;
+        serde_json::from_str(&text)
+            .map_err(|error| Error::Unexpected(format!("`{line}` wrote {text:?}: {error}")))
+    }
+
     /// What the control process says of relays, NAT and paths: `millrace.paths/1`.
     pub fn paths(&self) -> Result<Value> {
         self.ask(r#"{"request":"status"}"#)
