@@ -74,11 +74,15 @@ pub(crate) fn run(progress: &dyn Fn(&str)) -> Result<Journey> {
     let started = Instant::now();
     progress("router A loses all mappings");
     stage.step(&mut journey, "NAT of A flushed", |stage, _| {
+        let far = &stage.pair.nodes[1];
+        let (start, old) = (Instant::now(), far.path()?);
         stage.router.reboot()?;
-        Ok("goes on".into())
+        wait_for("a direct path to another port", LIMIT, || {
+            far.path().ok().filter(|path| matches!(path, Path::Direct(_)) && *path != old)
+        })?;
+        stage.pair.wait_for(true, LIMIT)?;
+        Ok(format!("direct to another port after {}", seconds(start.elapsed())))
     })?;
-    // What the flush has started is over when both say direct.
-    stage.pair.wait_for(true, LIMIT)?;
     progress("router A drops UDP");
     stage.step(&mut journey, "UDP cut at A", |stage, _| {
         stage.router.set_faults(&[Fault::CutUdp(Direction::Both)])?;
@@ -140,7 +144,11 @@ impl Stage {
         let mut stage =
             Self { connection, flows, pair, capture, router, _others: (far, relay, internet), lab };
         let stretch = stage.quiet(start)?;
-        journey.note("first datagram", format!("through the relay, {}", seconds(first)), None);
+        journey.note(
+            "first datagram",
+            format!("through the relay, after {} ms", first.as_millis()),
+            None,
+        );
         let seen = format!("after {}, to {address}", seconds(direct));
         journey.note("upgrade to a direct path", seen, Some(stretch));
         Ok(stage)
@@ -204,16 +212,16 @@ impl Journey {
              1,000 datagrams a second each way, and one TCP connection inside\n  \
              gateway B ── NAT ══╝\n"
         );
-        println!("  {:<32}{:<46}{:>14}{:>12}", "", "", "lost of sent", "longest gap");
+        println!("  {:<36}{:<44}{:>14}{:>12}", "", "", "lost of sent", "longest gap");
         for Step { what, seen, sent, lost, gap_ms } in &self.steps {
             let (loss, gap) = match sent {
                 0 => (String::new(), String::new()),
                 _ => (format!("{lost} of {sent}"), format!("{gap_ms} ms")),
             };
-            println!("  {what:<32}{seen:<46}{loss:>14}{gap:>12}");
+            println!("  {what:<36}{seen:<44}{loss:>14}{gap:>12}");
         }
         println!(
-            "  {:<32}{:<46}{:>14}{:>12}",
+            "  {:<36}{:<44}{:>14}{:>12}",
             "one TCP connection through it all",
             format!("open, {:.1} MB unchanged", self.tcp_bytes as f64 / 1e6),
             "",
@@ -221,7 +229,7 @@ impl Journey {
         );
         let CaptureReport { packets, leaks, missed, .. } = &self.outside;
         println!(
-            "  {:<32}{packets} captured, {} show the inside, {missed} missed",
+            "  {:<36}{packets} captured, {} show the inside, {missed} missed",
             "packets outside",
             leaks.len()
         );
