@@ -4,6 +4,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::net::UnixStream,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use crate::{
     keys::KeyPair,
     marker::random_bytes,
     nat::{Host, names_for},
-    wait_for,
+    overlay, wait_for,
 };
 
 /// The UDP port of a gateway that is told none.
@@ -33,11 +34,18 @@ pub struct NodeOptions {
     pub discovery: String,
     /// Whether a control process runs from the start.
     pub control: bool,
+    /// What its control process sees as /etc/resolv.conf.
+    pub resolv_conf: Option<PathBuf>,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { port: PORT, discovery: "port_mapping = \"off\"\n".into(), control: true }
+        Self {
+            port: PORT,
+            discovery: "port_mapping = \"off\"\n".into(),
+            control: true,
+            resolv_conf: None,
+        }
     }
 }
 
@@ -64,7 +72,8 @@ pub struct Node {
     /// Its IPv6 address inside the tunnel.
     pub tunnel_v6: Ipv6Addr,
     control: Option<Daemon>,
-    directory: std::path::PathBuf,
+    directory: PathBuf,
+    resolv_conf: Option<PathBuf>,
     starts: u32,
 }
 
@@ -117,6 +126,7 @@ impl Pair {
                 tunnel_v6: v6(near),
                 control: None,
                 directory: lab.directory().to_owned(),
+                resolv_conf: options[i].resolv_conf.clone(),
                 starts: 0,
             };
             if options[i].control {
@@ -207,6 +217,9 @@ impl Node {
         let mut command = self.host.namespace.command(own_program("millrace-control")?);
         command.arg("--config").arg(self.gateway.configuration_file());
         names_for(lab, &mut command)?;
+        if let Some(file) = &self.resolv_conf {
+            overlay::apply(&mut command, file, "/etc/resolv.conf".as_ref())?;
+        }
         self.control = Some(Daemon::start(&self.directory, &name, command)?);
         Ok(())
     }

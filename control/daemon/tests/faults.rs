@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use common::{LIMIT, Running, World, nats};
 use millrace_lab::flow::Record;
 use millrace_lab::nat::{
-    Direction, Fault as Trouble, Filtering, Impairment, Internet, Mapping, Nat, RouterOptions,
-    SERVER_V4, Wire,
+    Direction, Fault as Trouble, Filtering, Impairment, Internet, Mapping, Nat, PortMapping,
+    RouterOptions, SERVER_V4, Wire,
 };
 use millrace_lab::{Error, Flow, Lab, Path, Result, wait_for};
 
@@ -109,6 +109,12 @@ const CASES: &[Case] = &[
         what: "NAT forgets idle mappings after 10 s",
         aim: "reachable at once",
         run: short_nat_timeout,
+    },
+    Case {
+        number: "F32",
+        what: "router that had opened a port restarts",
+        aim: "opened again at once",
+        run: port_mapping_is_lost,
     },
 ];
 
@@ -427,6 +433,30 @@ fn short_nat_timeout() -> Result<String> {
     let path = running.pair.nodes[B].path()?;
     done(running, flow)?;
     Ok(format!("first datagram after {}, by {path:?}", seconds(first)))
+}
+
+/// Both are hard, so that only the opened port makes a direct path.
+fn port_mapping_is_lost() -> Result<String> {
+    let world = |lab: &Lab, internet: &Internet| {
+        let mut world = World::apart(lab, internet, nats(Nat::HARD, Nat::HARD))?;
+        world.daemons.push(world.routers[A].start_port_mapping(lab, PortMapping::All)?);
+        world.options[A].discovery = String::new();
+        Ok(world)
+    };
+    let mut running = settled(Running::start(world, A)?)?;
+    let flow = steady(&running, A)?;
+    let fault = Instant::now();
+    running.daemons.clear();
+    running.routers[A].close_ports()?;
+    running.routers[A].reboot()?;
+    running.pair.wait_for(false, LIMIT)?;
+    let restart = Instant::now();
+    running.daemons.push(running.routers[A].start_port_mapping(&running.lab, PortMapping::All)?);
+    running.pair.wait_for(true, Duration::from_secs(90))?;
+    let back = restart.elapsed();
+    let gap = healed(&flow, fault)?;
+    done(running, flow)?;
+    Ok(format!("gap {}; direct again {} after its start", seconds(gap), seconds(back)))
 }
 
 /// One port for all destinations, another one after each reboot.

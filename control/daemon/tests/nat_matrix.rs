@@ -133,6 +133,13 @@ const ROWS: &[Row] = &[
         wanted: Wanted::Relay,
         world: |l, i| World::apart(l, i, nats(Nat::HARD, Nat::HARD)),
     },
+    Row {
+        number: "11",
+        a: "hard + PCP",
+        b: "hard",
+        wanted: Wanted::Direct,
+        world: |l, i| with_port_mapping(l, World::apart(l, i, nats(Nat::HARD, Nat::HARD))?),
+    },
     // The host's firewall knows no flow from the port that the hard side comes from.
     Row {
         number: "12",
@@ -204,6 +211,20 @@ const ROWS: &[Row] = &[
             Ok(world)
         },
     },
+    // Between carrier and home there are public addresses: miniupnpd takes no others.
+    Row {
+        number: "17",
+        a: "CGNAT, no hairpin",
+        b: "same CGNAT, PCP at home",
+        wanted: Wanted::DirectToTarget,
+        world: |l, i| {
+            let mut world = carrier(l, i, Hairpin::Off, [5, 64, 1])?;
+            world.daemons.push(world.routers[2].start_port_mapping(l, PortMapping::All)?);
+            world.options[1].discovery = String::new();
+            world.target = Some(world.routers[2].wan_v4().into());
+            Ok(world)
+        },
+    },
     Row {
         number: "20",
         a: "one to one",
@@ -243,6 +264,20 @@ const ROWS: &[Row] = &[
             let hosts = [a.host_v6_only(l, "a")?, b.host(l, "b")?];
             Ok(World::new(hosts, vec![a, b]))
         },
+    },
+    Row {
+        number: "24",
+        a: "IPv6 only, NAT64",
+        b: "IPv4 easy",
+        wanted: Wanted::Direct,
+        world: |l, i| through_nat64(l, i, Nat::EASY),
+    },
+    Row {
+        number: "25",
+        a: "IPv6 only, NAT64",
+        b: "IPv4 hard",
+        wanted: Wanted::Relay,
+        world: |l, i| through_nat64(l, i, Nat::HARD),
     },
     Row {
         number: "26",
@@ -478,4 +513,16 @@ fn v6_routers(lab: &Lab, internet: &Internet, nats: [Nat; 2]) -> Result<[Router;
     };
     let [a, b] = nats;
     Ok([router(a)?, router(b)?])
+}
+
+/// A has IPv6 alone and a NAT64, B has IPv4 alone.
+fn through_nat64(lab: &Lab, internet: &Internet, far: Nat) -> Result<World> {
+    let near = RouterOptions { ipv6: Ipv6::Firewall, ..RouterOptions::default() };
+    let a = internet.router(lab, "router a", near)?;
+    let b = internet.router(lab, "router b", RouterOptions::nat(far))?;
+    let nat64 = a.start_nat64(lab, internet)?;
+    let mut world = World::new([a.host_v6_only(lab, "a")?, b.host(lab, "b")?], vec![a, b]);
+    world.options[0].resolv_conf = Some(nat64.resolv_conf.clone());
+    world.nat64 = Some(nat64);
+    Ok(world)
 }

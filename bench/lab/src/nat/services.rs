@@ -67,6 +67,11 @@ impl Router {
         Ok(daemon)
     }
 
+    /// Closes all ports that miniupnpd has opened: what a restart of the router does when it is gone.
+    pub fn close_ports(&self) -> Result<()> {
+        self.nft("table inet miniupnpd\ndelete table inet miniupnpd\n")
+    }
+
     /// tinyproxy on [`PROXY_PORT`] of the LAN address: CONNECT to port 443, for those who know the
     /// user's name and password, if there are any.
     pub fn start_proxy(&self, lab: &Lab, credentials: Option<(&str, &str)>) -> Result<Daemon> {

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use millrace_lab::nat::{Host, Internet, Nat, Router, RouterOptions};
+use millrace_lab::nat::{Host, Internet, Nat, Nat64, Router, RouterOptions};
 use millrace_lab::{Capture, Daemon, Lab, Marker, Namespace, NodeOptions, Pair, Relay, Result};
 
 /// For everything that must happen sooner or later on a loaded machine.
@@ -19,6 +19,7 @@ pub struct World {
     pub watched: Vec<Namespace>,
     /// What else runs.
     pub daemons: Vec<Daemon>,
+    pub nat64: Option<Nat64>,
     /// The address at which A must reach B in the end, where the row says so.
     pub target: Option<IpAddr>,
 }
@@ -40,6 +41,7 @@ impl World {
             options: [NodeOptions::default(), NodeOptions::default()],
             watched: Vec::new(),
             daemons: Vec::new(),
+            nat64: None,
             target: None,
         }
     }
@@ -51,7 +53,8 @@ pub struct Running {
     pub relay: Relay,
     pub routers: Vec<Router>,
     captures: Vec<Capture>,
-    daemons: Vec<Daemon>,
+    pub daemons: Vec<Daemon>,
+    _nat64: Option<Nat64>,
     pub target: Option<IpAddr>,
     pub internet: Internet,
     pub lab: Lab,
@@ -65,14 +68,15 @@ impl Running {
     ) -> Result<Self> {
         let lab = Lab::new()?;
         let internet = Internet::new(&lab)?;
-        let World { hosts, routers, options, watched, daemons, target } = world(&lab, &internet)?;
+        let World { hosts, routers, options, watched, daemons, nat64, target } =
+            world(&lab, &internet)?;
         let relay = Relay::start(&lab, &internet)?;
         let mut captures = vec![Capture::start(&lab, &internet.core)?];
         for namespace in &watched {
             captures.push(Capture::start(&lab, namespace)?);
         }
         let pair = Pair::start(&lab, &relay, hosts, options, first)?;
-        Ok(Self { pair, relay, routers, captures, daemons, target, internet, lab })
+        Ok(Self { pair, relay, routers, captures, daemons, _nat64: nat64, target, internet, lab })
     }
 
     /// Ends the captures; an error if one shows anything of the inside.
