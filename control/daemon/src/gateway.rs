@@ -276,7 +276,7 @@ impl Gateway {
             self.reflexive.forget();
             self.seen = Seen::default();
             self.names.again(now);
-            self.relays.network_changed(now);
+            self.relays.network_changed(now, &self.network.addresses);
         }
         self.reflexive.ask(now);
         self.tell_finder(now, major);

@@ -32,6 +32,7 @@ pub mod trust;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -258,9 +259,10 @@ impl RelayClient {
         }
     }
 
-    /// An address or a route came or went. A connection is asked whether it still works, and
+    /// An address or a route came or went; `is_ours` says of an address whether it is there. A
+    /// connection from one that is gone is over, any other is asked whether it still works, and
     /// waiting is over.
-    pub fn network_changed(&mut self, now: Instant) {
+    pub fn network_changed(&mut self, now: Instant, is_ours: impl Fn(IpAddr) -> bool) {
         self.now = self.now.max(now);
         self.retry.forget();
         let result = match &mut self.stage {
@@ -269,7 +271,7 @@ impl RelayClient {
                 Ok(())
             }
             Stage::Wire(wire) => match &mut wire.step {
-                Step::Up { liveness, .. } => {
+                Step::Up { liveness, .. } if wire.link.local_ip().is_some_and(&is_ours) => {
                     let act = liveness.doubt(now, rand::random());
                     self.act(act).and_then(|()| self.write_out())
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use millrace_path::Instant;
@@ -9,6 +10,7 @@ use millrace_path::home_relay::{self, HomeRelay};
 use millrace_path::sealed::PublicKey;
 
 use crate::limits::HOME_REPORT_INTERVAL;
+use crate::network::Address;
 use crate::relay_client::{RelayClient, RelayConfig, Up};
 
 /// One relay and how it does.
@@ -175,10 +177,12 @@ impl Relays {
         self.list.iter().filter_map(|relay| relay.client.deadline()).min()
     }
 
-    /// The network is another one.
-    pub fn network_changed(&mut self, now: Instant) {
+    /// The network is another one, with these addresses.
+    pub fn network_changed(&mut self, now: Instant, addresses: &[Address]) {
+        let is_ours =
+            |ip: IpAddr| ip.is_loopback() || addresses.iter().any(|address| address.ip == ip);
         for relay in &mut self.list {
-            relay.client.network_changed(now);
+            relay.client.network_changed(now, is_ours);
         }
     }
 }

@@ -427,16 +427,19 @@ fn a_changed_network_is_asked_at_once() {
         wire.cut.store(true, Ordering::Relaxed);
         let begin = StdInstant::now();
         let now = a.now();
-        a.client.network_changed(now);
+        a.client.network_changed(now, |_| true);
         a.wait_down();
         assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
         // While nothing answers: tried at once when the network changes again.
         wire.cut.store(false, Ordering::Relaxed);
         a.wait_up();
         let now = a.now();
-        a.client.network_changed(now);
+        a.client.network_changed(now, |_| true);
         turn(&mut [&mut a], Duration::ZERO);
         assert!(a.client.is_up());
+        // From an address that is gone nothing comes any more, and nobody needs to be asked.
+        a.client.network_changed(now, |_| false);
+        assert!(!a.client.is_up());
     });
 }
 

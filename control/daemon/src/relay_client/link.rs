@@ -1,7 +1,7 @@
 //! The TCP connection to a relay, with TLS inside or not: buffers and system calls.
 
 use std::io::{ErrorKind, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -44,6 +44,11 @@ pub enum Brought {
 }
 
 impl Link {
+    /// Our end's address; none: the connection is over.
+    pub fn local_ip(&self) -> Option<IpAddr> {
+        self.stream.local_addr().ok().map(|address| address.ip())
+    }
+
     pub fn new(stream: TcpStream, address: SocketAddr) -> Self {
         let (plain, out) = (Vec::new(), Vec::new());
         Self { stream, address, tls: None, plain, taken: 0, out, written: 0 }
