@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use common::{LIMIT, Running, World, nats};
 use millrace_lab::flow::Record;
 use millrace_lab::nat::{
-    Direction, Fault as Trouble, Filtering, Impairment, Internet, Mapping, Nat, PortMapping,
-    RouterOptions, SERVER_V4, Wire,
+    Direction, Fault as Trouble, Filtering, Impairment, Internet, Mapping, Nat, Policy,
+    PortMapping, RouterOptions, SERVER_V4, Wire,
 };
-use millrace_lab::{Error, Flow, Lab, Path, Result, wait_for};
+use millrace_lab::{Connection, Error, Flow, Lab, Path, Result, wait_for};
 
 /// Runs at a time: each keeps two gateways busy with small packets.
 const AT_A_TIME: usize = 2;
@@ -98,6 +98,12 @@ const CASES: &[Case] = &[
     Case { number: "F19", what: "reordering by 20 ms", aim: "0 lost", run: reordering },
     Case { number: "F20", what: "10 % twice", aim: "0 delivered twice", run: duplicates },
     Case { number: "F21", what: "1 % damaged", aim: "0 delivered", run: damage },
+    Case {
+        number: "F22",
+        what: "path MTU drops to 1280 without ICMP",
+        aim: "TCP stands ≤ 3 s",
+        run: mtu_drops,
+    },
     Case {
         number: "F30",
         what: "first uplink goes, second stays",
@@ -398,6 +404,28 @@ fn damage() -> Result<String> {
         return Err(Error::Unexpected(format!("{} damaged, {all:?}", record.damaged)));
     }
     Ok(format!("{} damaged, {} of {} refused", record.damaged, all.lost, all.sent))
+}
+
+fn mtu_drops() -> Result<String> {
+    let silent = RouterOptions { policy: Policy::NoIcmpErrors, ..RouterOptions::default() };
+    let running = direct([silent, RouterOptions::default()])?;
+    let [near, far] = &running.pair.nodes;
+    let (from, to) = (&near.host.namespace, &far.host.namespace);
+    let address = (far.tunnel_v4, 0).into();
+    let connection = Connection::start(from, to, address, 2 << 20, running.pair.marker)?;
+    let bytes = || connection.seen().ok().filter(|seen| seen.bytes > 1 << 21);
+    wait_for("a TCP connection to run", LIMIT, bytes)?;
+    let fault = Instant::now();
+    running.routers[A].set_wan_mtu(1280)?;
+    let before = connection.seen()?.bytes;
+    wait_for("TCP to go on", LIMIT, || {
+        connection.seen().ok().filter(|seen| seen.bytes > before + (4 << 20))
+    })?;
+    let pause = connection.longest_pause(fault);
+    within(pause, Duration::from_secs(5))?;
+    drop(connection);
+    running.finish()?;
+    Ok(format!("TCP stood for {}", seconds(pause)))
 }
 
 fn uplink_goes() -> Result<String> {

@@ -224,6 +224,16 @@ impl Router {
         self.nft(&faults::ruleset(faults))
     }
 
+    /// Another MTU of the link outside, in bytes: longer packets are cut up where that is allowed, else
+    /// answered by an ICMP error, if the policy lets errors pass. Only for routers at the core.
+    pub fn set_wan_mtu(&self, mtu: u16) -> Result<()> {
+        let number = self.number;
+        if let Some(core) = &self.core {
+            core.ip([format!("link set w{number} mtu {mtu}")])?;
+        }
+        self.namespace.ip([format!("link set wan mtu {mtu}")])
+    }
+
     /// Cuts or restores the cable outside.
     pub fn set_wan(&self, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
