@@ -503,7 +503,10 @@ fn carrier(lab: &Lab, internet: &Internet, hairpin: Hairpin, between: [u8; 3]) -
     let b = internet.router_behind(lab, "home b", home(), &carrier)?;
     let hosts = [a.host(lab, "a")?, b.host(lab, "b")?];
     let watched = vec![carrier.namespace().clone()];
-    Ok(World { watched, ..World::new(hosts, vec![carrier, a, b]) })
+    let mut world = World { watched, ..World::new(hosts, vec![carrier, a, b]) };
+    // Equal ports at one carrier would be another row.
+    world.options[0].port = PORT + 1;
+    Ok(world)
 }
 
 fn v6_routers(lab: &Lab, internet: &Internet, nats: [Nat; 2]) -> Result<[Router; 2]> {
