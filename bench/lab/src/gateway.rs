@@ -252,8 +252,9 @@ impl Drop for Gateway {
         // A killed device leaves its socket; `wg show` would list it for ever.
         let _ = fs::remove_file(socket_path(&self.interface));
         if self.options.implementation == Implementation::Millrace {
-            let _ = fs::remove_file(format!("/run/millrace/{}.pid", self.interface));
-            let _ = fs::remove_file(format!("/run/millrace/{}.link", self.interface));
+            for suffix in ["pid", "link", "control", "control.pid"] {
+                let _ = fs::remove_file(format!("/run/millrace/{}.{suffix}", self.interface));
+            }
             let _ = fs::remove_file(format!("/var/lib/millrace/{}.timestamp", self.interface));
         }
     }

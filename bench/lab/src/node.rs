@@ -63,6 +63,8 @@ pub enum Path {
 /// One gateway.
 #[derive(Debug)]
 pub struct Node {
+    /// Ended before the rest, whose files it would leave.
+    control: Option<Daemon>,
     /// Where it runs.
     pub host: Host,
     /// Its data plane.
@@ -71,7 +73,6 @@ pub struct Node {
     pub tunnel_v4: Ipv4Addr,
     /// Its IPv6 address inside the tunnel.
     pub tunnel_v6: Ipv6Addr,
-    control: Option<Daemon>,
     directory: PathBuf,
     resolv_conf: Option<PathBuf>,
     starts: u32,
