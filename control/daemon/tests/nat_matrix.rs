@@ -390,6 +390,11 @@ fn run(row: &Row, first: usize) -> Result<Outcome> {
         Err(error) if limit == LIMIT => return Err(error),
         Err(_) => None,
     };
+    let history = pair.nodes[first].paths()?["peers"][0]["history"].take();
+    if history[0]["path"] != "relay" {
+        let what = format!("the first path was not the relay: {history}");
+        return Err(millrace_lab::Error::Unexpected(what));
+    }
     // It stays so, and nothing is lost any more.
     let settled = Instant::now();
     thread::sleep(Duration::from_secs(1));
