@@ -70,7 +70,8 @@ enum Command {
     /// Say what the network around this host lets through, and what that means for peers.
     ///
     /// Needs no daemon and no rights. Exit code 0 as wished, 3 if peers will often be reached only by
-    /// relay, 4 if nobody answers. Example: millrace netcheck --relay https://relay.example.net
+    /// relay, 4 if nobody answers. Example:
+    /// `millrace netcheck --relay https://relay.example.net`
     Netcheck(netcheck::Arguments),
     /// Ping a peer along the path that the tunnel takes now, and say which that is.
     ///

@@ -35,10 +35,10 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(15);
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Ask the relays and STUN servers of this file's [discovery], with its proxy and certificates.
+    /// Ask the relays and STUN servers of this file's `[discovery]`, with its proxy and certificates.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A relay to ask, like https://relay.example.net; may be given several times. Its STUN service
+    /// A relay to ask, like `https://relay.example.net`; may be given several times. Its STUN service
     /// is expected on UDP port 3478.
     #[arg(long, value_name = "URL", value_delimiter = ',', value_parser = relay)]
     relay: Vec<HttpUrl>,
