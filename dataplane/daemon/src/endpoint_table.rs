@@ -18,7 +18,7 @@ impl Paths for EndpointTable {
                 Some(Endpoint { remote: line.remote()?, local, ifindex })
             }
             EndpointKind::Detour => Some(Endpoint::detour(peer)),
-            // Nobody writes the second yet.
+            // Nobody writes the second: there is no relay over UDP.
             EndpointKind::Unset | EndpointKind::PeerRelay => None,
         }
     }
