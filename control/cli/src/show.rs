@@ -15,7 +15,7 @@ pub(crate) fn text(status: &Status, paths: Option<&Paths>, verbose: bool) -> Str
     header(&mut out, status);
     peers(&mut out, &status.peers, paths);
     if let Some(paths) = paths {
-        ways(&mut out, paths, verbose);
+        ways(&mut out, paths, &status.peers, verbose);
     }
     dropped(&mut out, status, verbose);
     if verbose {
@@ -119,7 +119,7 @@ fn way_of(peer: &Peer, paths: Option<&Paths>) -> String {
 }
 
 /// Relays, and what is between us and the others.
-fn ways(out: &mut String, paths: &Paths, verbose: bool) {
+fn ways(out: &mut String, paths: &Paths, peers: &[Peer], verbose: bool) {
     for relay in &paths.relays {
         let home = if paths.home_relay.as_ref() == Some(&relay.url) { " (home)" } else { "" };
         let rtt = relay.rtt_seconds.map(milliseconds).unwrap_or_default();
@@ -145,8 +145,9 @@ fn ways(out: &mut String, paths: &Paths, verbose: bool) {
     }
     for peer in paths.peers.iter().filter(|peer| peer.path != PathKind::Direct && !peer.idle) {
         if peer.path != PathKind::Plain {
-            let key = &peer.public_key;
-            let _ = writeln!(out, "! {key} is not reached directly: millrace why {key}");
+            let known = peers.iter().find(|known| known.public_key == peer.public_key);
+            let name = known.and_then(|known| known.name.as_ref()).unwrap_or(&peer.public_key);
+            let _ = writeln!(out, "! {name} is not reached directly: millrace why {name}");
         }
     }
     if verbose {

@@ -43,6 +43,9 @@ pub struct Config {
     pub disco_secret: SecretKey,
     /// Bytes of UDP payload of the tunnel's longest packet: its MTU and 32.
     pub frame_len: usize,
+    /// What a path must carry to be used: the same, unless the data plane sends shorter packets on a
+    /// path that carries only those.
+    pub least_frame_len: usize,
     /// Nanoseconds since 1970 at [`Instant`] zero; what the clock does later changes nothing.
     pub wall_at_zero: u64,
 }
@@ -148,6 +151,7 @@ impl Finder {
             addresses: OwnAddresses::default(),
             uplinks: Vec::new(),
             frame_len: config.frame_len.max(FRAME_LEN_MIN),
+            least_frame_len: config.least_frame_len.max(FRAME_LEN_MIN),
             wall_at_zero: config.wall_at_zero,
         };
         Self {
@@ -208,8 +212,11 @@ impl Finder {
                 self.with_peer(now, random, peer, told);
             }
             Input::Ping { peer, number } => {
-                let asked =
-                    self.with_peer(now, random, peer, |peer, context| peer.ask(context, number));
+                let asked = self.with_peer(now, random, peer, |peer, context| {
+                    // Who asks for the way wants one.
+                    peer.active(context);
+                    peer.ask(context, number)
+                });
                 if asked != Some(true) {
                     self.outputs.push_back(Output::Event(Event::NotPinged { peer, number }));
                 }
@@ -241,7 +248,7 @@ impl Finder {
 
     /// All that is known of a peer.
     pub fn report(&self, now: Instant, peer: PublicKey) -> Option<Report> {
-        Some(self.peers.get(&peer)?.report(now, self.own.frame_len))
+        Some(self.peers.get(&peer)?.report(now, self.own.lens()))
     }
 
     /// How much is kept of a peer: bounded, whatever it says.

@@ -15,7 +15,7 @@ use crate::derp::frame::Frame;
 use crate::disco::{self, Envelope, Message};
 use crate::finder::{Config, Finder, Input, Network, Uplink, only_uplink};
 use crate::introduce::{self, Introduction};
-use crate::limits::{CANDIDATES_MAX, FRAME_LEN_DEFAULT, LIFETIME_MAX};
+use crate::limits::{CANDIDATES_MAX, FRAME_LEN_DEFAULT, FRAME_LEN_MIN, LIFETIME_MAX};
 use crate::netcheck;
 use crate::output::{Output, Transmit};
 use crate::path::{Pair, UplinkId};
@@ -246,6 +246,7 @@ impl FinderSide {
             node_key: PublicKey([1; 32]),
             disco_secret: SecretKey::from_bytes([2; 32]),
             frame_len: FRAME_LEN_DEFAULT,
+            least_frame_len: FRAME_LEN_MIN,
             wall_at_zero: 0,
         };
         let mut side = Self {

@@ -28,8 +28,9 @@ pub const FULL_FRAME_TRIES: u8 = 3;
 pub const FULL_FRAME_TRIES_AGAIN: u8 = 6;
 /// The path in use is asked for long frames this often, while there is traffic.
 pub const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// A path that carries only smaller frames is asked again for full ones after this.
-pub const FULL_FRAME_AGAIN: Duration = Duration::from_secs(600);
+/// A path that carries only smaller frames is asked again for full ones after this: chance may have
+/// taken the full ones, and then the tunnel waits at the relay.
+pub const FULL_FRAME_AGAIN: Duration = Duration::from_secs(60);
 /// The same for a path that carried no long frame at all: it may have died under the proof.
 pub const PROOF_AGAIN: Duration = Duration::from_secs(2);
 

@@ -26,6 +26,16 @@ pub struct Pair {
     pub remote: SocketAddr,
 }
 
+/// Bytes of UDP payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameLens {
+    /// Of the tunnel's longest packet.
+    pub full: usize,
+    /// What a path must carry to be used. Less than `full` only where the data plane sends shorter
+    /// packets on a path that is known to carry only those.
+    pub least: usize,
+}
+
 /// How far the proof of frame lengths is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
@@ -141,13 +151,14 @@ impl Path {
 
     /// What was measured, if the path may carry the tunnel now: answered lately, proven with frames
     /// long enough, not dead, no hole for data.
-    pub fn quality(&self, now: Instant, full_len: usize) -> Option<Quality> {
+    /// `lens`: the tunnel's longest frame, and the least that a path must carry.
+    pub fn quality(&self, now: Instant, lens: FrameLens) -> Option<Quality> {
         let fresh = self.pong_at.is_some_and(|at| now.since(at) < FRESH_TIME);
-        if !fresh || self.is_avoided(now) || self.is_dead(now) || self.proven_len == 0 {
+        if !fresh || self.is_avoided(now) || self.is_dead(now) || self.proven_len < lens.least {
             return None;
         }
         let rtt = *self.rtts.iter().min()?;
-        let full_frames = self.proven_len >= full_len;
+        let full_frames = self.proven_len >= lens.full;
         Some(Quality { rtt, remote: self.pair.remote.ip(), full_frames })
     }
 
@@ -294,9 +305,11 @@ impl Path {
         }
     }
 
-    /// Short pings pass and no long frame does.
-    pub fn proof_failed(&self) -> bool {
-        matches!(self.proof, Proof::Failed { .. })
+    /// Short pings pass, and frames that the tunnel needs do not.
+    pub fn proof_failed(&self, lens: FrameLens) -> bool {
+        let is_over = !matches!(self.proof, Proof::Full { .. } | Proof::Recheck { .. });
+        let too_short = self.proven_len > 0 && self.proven_len < lens.least;
+        matches!(self.proof, Proof::Failed { .. }) || is_over && too_short
     }
 
     /// Everything measured is void: another network is under the same addresses.

@@ -23,7 +23,7 @@ use crate::limits::{
     SILENCES_MAX, SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
 };
 use crate::output::{Event, Output, Reason, Refused, Route, Transmit, Why};
-use crate::path::{Pair, Path, UplinkId};
+use crate::path::{FrameLens, Pair, Path, UplinkId};
 use crate::score::Quality;
 use crate::sealed::{BoxKey, PublicKey, SecretKey};
 use crate::time::Instant;
@@ -63,11 +63,17 @@ pub(crate) struct Own {
     pub uplinks: Vec<Uplink>,
     /// Bytes of UDP payload of the tunnel's longest packet.
     pub frame_len: usize,
+    /// The least that a path must carry.
+    pub least_frame_len: usize,
     /// Nanoseconds since 1970 at [`Instant`] zero.
     pub wall_at_zero: u64,
 }
 
 impl Own {
+    pub(crate) fn lens(&self) -> FrameLens {
+        FrameLens { full: self.frame_len, least: self.least_frame_len }
+    }
+
     /// Where a ping through a relay came from, as Tailscale writes it: an address that is none, and
     /// the region.
     fn relay_address(&self) -> SocketAddr {
@@ -480,7 +486,7 @@ impl Peer {
             let path = self.paths.get(&pair);
             if path.is_none_or(|path| path.is_dead(now) && !self.is_carrying(path, now)) {
                 self.leave(context, Why::Dead);
-            } else if path.is_some_and(Path::proof_failed) {
+            } else if path.is_some_and(|path| path.proof_failed(context.own.lens())) {
                 self.leave(context, Why::DataLost);
             }
         }
@@ -573,7 +579,7 @@ impl Peer {
 
     /// Paths that may carry the tunnel now.
     fn working(&self, context: &Context<'_>) -> Vec<(Pair, Quality)> {
-        let quality = |path: &Path| path.quality(context.now, context.own.frame_len);
+        let quality = |path: &Path| path.quality(context.now, context.own.lens());
         let with_quality = self.paths.values().map(|path| Some((path.pair, quality(path)?)));
         with_quality.flatten().collect()
     }

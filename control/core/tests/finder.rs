@@ -10,7 +10,9 @@ use millrace_path::candidate::{Candidate, CandidateKind, OwnAddresses, Prefix};
 use millrace_path::disco::{self, Message};
 use millrace_path::finder::{Config, Finder, Input, Network, PathState, Uplink};
 use millrace_path::introduce::{self, Home, Introduction};
-use millrace_path::limits::{CANDIDATES_MAX, FRAME_LEN_DEFAULT, PROBES_IN_ALL, PROBES_PER_PEER};
+use millrace_path::limits::{
+    CANDIDATES_MAX, FRAME_LEN_DEFAULT, FRAME_LEN_MIN, PROBES_IN_ALL, PROBES_PER_PEER,
+};
 use millrace_path::path::{Pair, UplinkId};
 use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
 use millrace_path::transaction::TransactionId;
@@ -56,6 +58,7 @@ impl Desk {
             node_key: secret(node_secret).public_key(),
             disco_secret: secret(disco),
             frame_len: FRAME_LEN_DEFAULT,
+            least_frame_len: FRAME_LEN_MIN,
             wall_at_zero: 1_800_000_000_000_000_000,
         };
         let (sent, relayed, events) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,8 +1,8 @@
 //! One gateway: its data plane, its relays, its peers and the path finder that decides. Everything
 //! comes together here and nothing waits here: the service polls, and calls what is ready.
 //!
-//! The way of a relayed packet: data plane → detour socket → [`detour`] → relay of the peer; and
-//! back: relay → [`relayed`] → detour socket → data plane, which alone can open it.
+//! The way of a relayed packet: data plane → detour socket → `detour` → relay of the peer; and
+//! back: relay → `relayed` → detour socket → data plane, which alone can open it.
 
 mod detour;
 mod link;
@@ -225,6 +225,8 @@ impl Gateway {
             }
         }
         self.names.want(now, names);
+        // Those that need no look-up are known at once.
+        self.reflexive.set_servers(now, &self.names.addresses());
         self.discovery = discovery;
         self.set_relays(now)?;
         self.look_at_routers(now);
@@ -346,11 +348,15 @@ impl Gateway {
         let mut random = OsRng.unwrap_err();
         random.fill_bytes(&mut *secret);
         let wall = clock::since_1970().as_nanos() as u64;
+        // Type, index, counter and tag around the inner packet.
+        let frame_len = usize::from(welcome.mtu) + 32;
         let config = finder::Config {
             node_key: PublicKey(node_key.0),
             disco_secret: SecretKey::from_bytes(*secret),
-            // Type, index, counter and tag around the inner packet.
-            frame_len: usize::from(welcome.mtu) + 32,
+            frame_len,
+            // The data plane does not shorten packets for a path: what does not carry all of them
+            // is no path, because TCP inside would stand.
+            least_frame_len: frame_len,
             wall_at_zero: wall.saturating_sub(now.as_nanos()),
         };
         self.finder = Some(Finder::new(config, now));
@@ -377,6 +383,11 @@ impl Gateway {
             self.input(now, Input::Ping { peer, number });
         }
         number
+    }
+
+    /// Writes what waits for relays: after operators were served.
+    pub fn flush(&mut self, now: Instant) {
+        self.relays.flush(now);
     }
 
     /// When [`Self::handle_timeouts`] has something to do.

@@ -102,6 +102,7 @@ impl Service {
             let now = clock::now();
             self.gateway.handle_timeouts(now);
             self.api.handle(now, &mut self.gateway);
+            self.gateway.flush(now);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Peer;
 use crate::candidate::Candidate;
 use crate::output::Route;
-use crate::path::{Pair, Path};
+use crate::path::{FrameLens, Pair, Path};
 use crate::sealed::PublicKey;
 use crate::time::Instant;
 
@@ -64,7 +64,7 @@ pub enum PathState {
 }
 
 impl Peer {
-    pub(crate) fn report(&self, now: Instant, full_len: usize) -> Report {
+    pub(crate) fn report(&self, now: Instant, lens: FrameLens) -> Report {
         Report {
             disco_key: self.disco_key(),
             heard: self.heard,
@@ -73,16 +73,16 @@ impl Peer {
             active: self.is_active(now),
             fruitless: self.search.fruitless,
             candidates: self.candidates.iter().copied().collect(),
-            paths: self.paths.values().map(|path| path.report(now, full_len)).collect(),
+            paths: self.paths.values().map(|path| path.report(now, lens)).collect(),
         }
     }
 }
 
 impl Path {
-    fn report(&self, now: Instant, full_len: usize) -> PathReport {
+    fn report(&self, now: Instant, lens: FrameLens) -> PathReport {
         PathReport {
             pair: self.pair,
-            state: self.state(now, full_len),
+            state: self.state(now, lens),
             sent: self.sent,
             answered: self.answered,
             asked_at: self.asked_at,
@@ -92,15 +92,15 @@ impl Path {
         }
     }
 
-    fn state(&self, now: Instant, full_len: usize) -> PathState {
+    fn state(&self, now: Instant, lens: FrameLens) -> PathState {
         let lately = |at: Instant| now.since(at) < crate::limits::FRESH_TIME;
         let asked_since = self.asked_at.is_some_and(|at| Some(at) > self.pong_at && lately(at));
         if self.is_avoided(now) {
             PathState::Quarantined
-        } else if self.quality(now, full_len).is_some() {
+        } else if self.quality(now, lens).is_some() {
             PathState::Works
         } else if self.pong_at.is_some_and(lately) && !self.is_dead(now) {
-            if self.proof_failed() { PathState::LosesLongFrames } else { PathState::Unproven }
+            if self.proof_failed(lens) { PathState::LosesLongFrames } else { PathState::Unproven }
         } else if asked_since {
             PathState::OneWay
         } else if self.pong_at.is_some() {

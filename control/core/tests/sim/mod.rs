@@ -25,7 +25,7 @@ use std::time::Duration;
 use millrace_path::candidate::{Candidate, CandidateKind, OwnAddresses, Prefix};
 use millrace_path::finder::{Config, Finder, Input, Network, Uplink};
 use millrace_path::introduce::Home;
-use millrace_path::limits::FRAME_LEN_DEFAULT;
+use millrace_path::limits::{FRAME_LEN_DEFAULT, FRAME_LEN_MIN};
 use millrace_path::path::{Pair, UplinkId};
 use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
 use millrace_path::transaction::TransactionId;
@@ -403,7 +403,9 @@ impl World {
         self.random.fill_bytes(&mut bytes);
         let disco_secret = SecretKey::from_bytes(bytes);
         let frame_len = FRAME_LEN_DEFAULT;
-        Finder::new(Config { node_key, disco_secret, frame_len, wall_at_zero }, self.now)
+        let least_frame_len = FRAME_LEN_MIN;
+        let config = Config { node_key, disco_secret, frame_len, least_frame_len, wall_at_zero };
+        Finder::new(config, self.now)
     }
 
     /// With the paths that the data plane's table has, if a process before left any.
