@@ -46,6 +46,9 @@ pub const RELAY_READ_MAX: usize = 128 << 10;
 pub const RELAY_FRAME_MAX: usize = PACKET_FRAME_MAX;
 /// What a relay may send before it has heard us; a frame that has begun is shorter.
 pub const RELAY_UNREAD_MAX: usize = 128 << 10;
+/// Bytes of TCP payload of a packet to or from a relay: what every IPv6 link carries, 1,280 less
+/// headers. The relay is for networks in which longer packets vanish without a word.
+pub const RELAY_SEGMENT_LEN: u32 = 1_208;
 /// Bytes that are handed to the kernel at once: four TLS records.
 pub const RELAY_WRITE_MAX: usize = 64 << 10;
 /// Data that the kernel keeps unsent: what is there cannot be dropped any more.

@@ -100,6 +100,12 @@ const CASES: &[Case] = &[
     Case { number: "F21", what: "1 % damaged", aim: "0 delivered", run: damage },
     Case {
         number: "F22",
+        what: "long packets vanish without a word",
+        aim: "TCP stands ≤ 10 s",
+        run: long_packets_vanish,
+    },
+    Case {
+        number: "F22",
         what: "path MTU drops to 1280 without ICMP",
         aim: "TCP stands ≤ 3 s",
         run: mtu_drops,
@@ -410,6 +416,17 @@ fn damage() -> Result<String> {
 }
 
 fn mtu_drops() -> Result<String> {
+    tcp_after(Duration::from_secs(5), |running| running.routers[A].set_wan_mtu(1280))
+}
+
+/// A hole for what is long: no router on the way says so, and none cuts it.
+fn long_packets_vanish() -> Result<String> {
+    let hole = |running: &Running| running.routers[A].set_faults(&[Trouble::DropLongerThan(1280)]);
+    tcp_after(Duration::from_secs(12), hole)
+}
+
+/// How long one TCP connection inside stands when something happens to long packets outside.
+fn tcp_after(limit: Duration, trouble: impl Fn(&Running) -> Result<()>) -> Result<String> {
     let silent = RouterOptions { policy: Policy::NoIcmpErrors, ..RouterOptions::default() };
     let running = direct([silent, RouterOptions::default()])?;
     let [near, far] = &running.pair.nodes;
@@ -419,13 +436,13 @@ fn mtu_drops() -> Result<String> {
     let bytes = || connection.seen().ok().filter(|seen| seen.bytes > 1 << 21);
     wait_for("a TCP connection to run", LIMIT, bytes)?;
     let fault = Instant::now();
-    running.routers[A].set_wan_mtu(1280)?;
+    trouble(&running)?;
     let before = connection.seen()?.bytes;
     wait_for("TCP to go on", LIMIT, || {
         connection.seen().ok().filter(|seen| seen.bytes > before + (4 << 20))
     })?;
     let pause = connection.longest_pause(fault);
-    within(pause, Duration::from_secs(5))?;
+    within(pause, limit)?;
     drop(connection);
     running.finish()?;
     Ok(format!("TCP stood for {}", seconds(pause)))

@@ -93,6 +93,7 @@ impl Dial {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_mss(limits::RELAY_SEGMENT_LEN)?;
         socket.set_tcp_user_timeout(Some(limits::RELAY_UNACKNOWLEDGED_LIMIT))?;
         socket.set_tcp_notsent_lowat(limits::RELAY_UNSENT_MAX)?;
         let interval = Duration::from_secs(limits::RELAY_KEEPALIVE_INTERVAL_S);
