@@ -67,7 +67,8 @@ impl Mesh {
         table.remove(key).map(|far| far.heard_by)
     }
 
-    /// A client of ours got a packet from one of a mate.
+    /// A client of ours got a packet from one of a mate. A packet that is faster than the news of its
+    /// sender is not noted; the next one is.
     pub fn heard(&self, from: &PublicKey, by: PublicKey) {
         let noted =
             |far: &Far| far.heard_by.contains(&by) || far.heard_by.len() >= limits::SENT_TO_MAX;

@@ -111,6 +111,8 @@ fn a_mate_that_dies_takes_its_clients_away_and_brings_them_back() {
     let mut relays = region(2);
     let mut a = relays[0].connect([1; 32]);
     let mut b = relays[1].connect([2; 32]);
+    // Who hears a packet before its sender is known is not told when that goes.
+    relays[0].wait_for_metric("mesh_clients", 1);
     meet(&mut b, &mut a);
     meet(&mut a, &mut b);
     let second = relays.pop().unwrap();

@@ -43,7 +43,8 @@ fn a_line_of_endpoints_goes_before_roaming() {
     write(map, 0, &to(Ipv4Addr::new(198, 51, 100, 99).into()));
     wait_for("no answers", LIMIT, || (!answers(&world)).then_some(())).unwrap();
     let seen = world.tunnel.a.peer().unwrap().endpoint;
-    assert_eq!(seen, Some(SocketAddr::new(world.site.b.wan_v4.into(), 51_820)), "it still roams");
+    // What `wg show` tells is where packets go.
+    assert_eq!(seen, Some(SocketAddr::from(([198, 51, 100, 99], 51_820))));
     // Another address of B, which answers from where it is spoken to.
     world.site.b.gateway.ip(["addr add 198.51.100.77/24 dev wan"]).unwrap();
     let second = Ipv4Addr::new(198, 51, 100, 77);
