@@ -89,8 +89,12 @@ impl PortMapper {
         }
     }
 
-    /// As [`Self::restarted`], on somebody else's word.
+    /// As [`Self::restarted`], on somebody else's word. One that comes too soon after another is
+    /// looked at as soon as may be.
     pub(super) fn suspect(&mut self, now: Instant) {
+        if let (Some(at), Some(mapping)) = (self.remapped_at, self.mapping.as_mut()) {
+            mapping.renew_at = mapping.renew_at.min(now.max(at + REBOOT_REMAP_INTERVAL));
+        }
         self.restarted(now);
     }
 

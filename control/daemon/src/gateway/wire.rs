@@ -88,8 +88,12 @@ impl Gateway {
         let seen = self.reflexive.seen(now);
         if seen != self.seen {
             tracing::info!(addresses = ?seen.addresses, varies = ?seen.varies, "seen by STUN");
+            // The first answers are no change.
+            let moved = self.seen.addresses.iter().any(|known| !seen.addresses.contains(known));
             self.seen = seen;
-            self.suspect_mappings(now);
+            if moved {
+                self.suspect_mappings(now);
+            }
             self.tell_finder(now, false);
         }
     }
