@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LIMIT, Running, World, nats};
+use common::{LEAK, LIMIT, Running, World, nats};
 use millrace_lab::flow::Record;
 use millrace_lab::nat::{
     Direction, Fault as Trouble, Filtering, Impairment, Internet, Mapping, Nat, Policy,
@@ -147,7 +147,14 @@ fn faults_cost_no_more_than_promised() {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(case) = chosen.get(at) else { return };
-                    let result = (case.run)().map_err(|error| error.to_string());
+                    let mut result = (case.run)().map_err(|error| error.to_string());
+                    // As in the matrix: a starved machine gets a second chance, a leak none.
+                    if let Err(first) = &result
+                        && !first.contains(LEAK)
+                    {
+                        println!("{}: first attempt: {first}", case.number);
+                        result = (case.run)().map_err(|error| error.to_string());
+                    }
                     println!("{}: {result:?}", case.number);
                     seen.lock().unwrap().push((at, result));
                 }
