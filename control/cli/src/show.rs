@@ -140,8 +140,8 @@ fn ways(out: &mut String, paths: &Paths, peers: &[Peer], verbose: bool) {
     if let Some(mapping) = &nat.port_mapping {
         let _ = writeln!(out, "port mapping {mapping}");
     }
-    if let Some(problem) = &paths.problem {
-        let _ = writeln!(out, "! {problem}");
+    for note in paths.problem.iter().chain(&paths.notes) {
+        let _ = writeln!(out, "! {note}");
     }
     for peer in paths.peers.iter().filter(|peer| peer.path != PathKind::Direct && !peer.idle) {
         if peer.path != PathKind::Plain {

@@ -1,5 +1,6 @@
 //! What the gateway knows, as documents for operators.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use millrace_config::paths::{
@@ -23,12 +24,24 @@ pub fn paths(gateway: &Gateway, now: Instant) -> Paths {
     let finder = gateway.finder.as_ref();
     let refused = finder.into_iter().flat_map(|finder| finder.refused());
     let refused = refused.map(|(name, count)| (name, count, "The path finder refused it."));
-    let counters = gateway.counters.iter().chain(refused);
+    // One mapper a family; what they refuse is one number.
+    let mut by_name = BTreeMap::new();
+    for (name, count) in gateway.routers.mappers.iter().flat_map(|mapper| mapper.counters()) {
+        *by_name.entry(name).or_insert(0) += count;
+    }
+    let mappers = by_name.into_iter();
+    let mappers = mappers.map(|(name, count)| (name, count, "The port mapping refused it."));
+    let counters = gateway.counters.iter().chain(refused).chain(mappers);
     Paths {
         schema: "millrace.paths/1".to_owned(),
         interface: gateway.interface.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         problem: problem(gateway),
+        notes: gateway
+            .names
+            .failures()
+            .map(|(name, why)| format!("the STUN server {name} is not found: {why}"))
+            .collect(),
         disco_key: finder.map(|finder| base64(finder.disco_key())),
         home_relay: gateway.relays.home().map(|relay| relay.url.clone()),
         relays: gateway.relays.list.iter().map(|r| relay(r, now)).collect(),

@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use millrace_ebpf::abi::{Endpoint, EndpointKind};
 use millrace_path::output::Route;
-use millrace_path::path::Pair;
 
 use crate::udp::Source;
 
@@ -38,14 +37,9 @@ pub fn in_use(line: &Endpoint) -> Option<(SocketAddr, Option<IpAddr>, u32)> {
     Some((line.remote()?, line.local(), line.ifindex))
 }
 
-/// Whether a line still says what a route says, as far as the data plane cares.
-pub fn is_same_way(line: &Endpoint, pair: Pair) -> bool {
-    in_use(line).is_some_and(|(remote, ..)| remote == pair.remote)
-}
-
 #[cfg(test)]
 mod tests {
-    use millrace_path::path::UplinkId;
+    use millrace_path::path::{Pair, UplinkId};
     use proptest::prelude::*;
 
     use super::*;

@@ -7,7 +7,6 @@ pub mod api;
 pub mod clock;
 pub mod counters;
 pub mod endpoint_line;
-pub mod failure;
 pub mod gateway;
 pub mod limits;
 pub mod names;

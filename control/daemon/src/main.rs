@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use millrace_config::Exit;
 use millrace_control::service;
-use tracing_subscriber::EnvFilter;
+use millrace_host::log::{self, LogFormat};
 
 /// Finds a path to each peer of one gateway: through NATs where it can, through a relay where it
 /// must. The data plane carries the packets and goes on without it.
@@ -29,29 +29,14 @@ struct Arguments {
     log_level: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Json,
-    Text,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_log(arguments.log_format, &arguments.log_level);
+    log::start(arguments.log_format, &arguments.log_level);
     match service::run(&arguments.config) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
             eprintln!("millrace-control: {failure}");
             failure.exit.into()
         }
-    }
-}
-
-fn start_log(format: LogFormat, level: &str) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_target(false).init(),
     }
 }

@@ -13,9 +13,9 @@ use sd_notify::NotifyState;
 
 use crate::api::Api;
 use crate::clock;
-use crate::failure::Failure;
 use crate::gateway::Gateway;
 use crate::privileges;
+use millrace_host::failure::Failure;
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(path: &Path) -> Result<(), Failure> {

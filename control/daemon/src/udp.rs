@@ -60,10 +60,6 @@ impl UdpSocket {
         Ok(Self { fd, v6, dont_fragment, buffer })
     }
 
-    pub fn can_ipv6(&self) -> bool {
-        self.v6
-    }
-
     /// Sends one datagram. `dont_fragment`: it proves that a frame of its length passes.
     pub fn send(
         &self,

@@ -187,34 +187,33 @@ fn faults_cost_no_more_than_promised() {
 }
 
 fn reboot_inside_talks() -> Result<String> {
-    let running = direct(nats(RANDOM_PORT, Nat::EASY))?;
-    let flow = steady(&running, A)?;
-    let fault = Instant::now();
-    running.routers[A].reboot()?;
-    let gap = healed(&flow, fault)?;
-    within(gap, Duration::from_secs(2))?;
-    done(running, flow)?;
-    Ok(format!("gap {}", seconds(gap)))
+    let reboot = |running: &Running| running.routers[A].reboot();
+    gap_after(nats(RANDOM_PORT, Nat::EASY), A, Duration::from_secs(2), reboot)
 }
 
 fn reboot_outside_talks() -> Result<String> {
-    let running = direct(nats(RANDOM_PORT, Nat::EASY))?;
-    let flow = steady(&running, B)?;
-    let fault = Instant::now();
-    running.routers[A].reboot()?;
-    let gap = healed(&flow, fault)?;
-    within(gap, Duration::from_secs(5))?;
-    done(running, flow)?;
-    Ok(format!("gap {}", seconds(gap)))
+    let reboot = |running: &Running| running.routers[A].reboot();
+    gap_after(nats(RANDOM_PORT, Nat::EASY), B, Duration::from_secs(5), reboot)
 }
 
 fn another_address() -> Result<String> {
-    let running = direct(nats(Nat::EASY, Nat::EASY))?;
-    let flow = steady(&running, A)?;
+    let change = |running: &Running| running.routers[A].change_address().map(drop);
+    gap_after(nats(Nat::EASY, Nat::EASY), A, Duration::from_secs(3), change)
+}
+
+/// How long a stream from one of them stands when something happens to a direct path.
+fn gap_after(
+    routers: [RouterOptions; 2],
+    from: usize,
+    limit: Duration,
+    trouble: impl Fn(&Running) -> Result<()>,
+) -> Result<String> {
+    let running = direct(routers)?;
+    let flow = steady(&running, from)?;
     let fault = Instant::now();
-    running.routers[A].change_address()?;
+    trouble(&running)?;
     let gap = healed(&flow, fault)?;
-    within(gap, Duration::from_secs(3))?;
+    within(gap, limit)?;
     done(running, flow)?;
     Ok(format!("gap {}", seconds(gap)))
 }

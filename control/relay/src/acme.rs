@@ -15,13 +15,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use crate::failure::Failure;
 use crate::files;
 use crate::limits;
 use crate::metrics::Count;
 use crate::settings::AcmeSettings;
 use crate::shared::Shared;
 use certificate::Certificate;
+use millrace_host::failure::Failure;
 
 pub mod certificate;
 pub mod http;

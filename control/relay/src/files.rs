@@ -20,8 +20,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use zeroize::Zeroizing;
 
-use crate::failure::Failure;
 use crate::limits;
+use millrace_host::failure::Failure;
 
 /// How the certificate that names the relay's key begins its common name.
 const META_CERTIFICATE_NAME: &str = "derpkey";

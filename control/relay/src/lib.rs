@@ -9,7 +9,6 @@
 pub mod acme;
 pub mod addresses;
 pub mod connection;
-pub mod failure;
 pub mod files;
 pub mod http;
 pub mod limits;

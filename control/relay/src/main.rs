@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use millrace_config::Exit;
-use millrace_relay::failure::Failure;
+use millrace_host::failure::Failure;
+use millrace_host::log::{self, LogFormat};
 use millrace_relay::{service, settings};
-use tracing_subscriber::EnvFilter;
 
 /// A relay for WireGuard nodes behind NATs: DERP version 2 over HTTPS, and STUN.
 ///
@@ -58,16 +58,10 @@ enum ConfigCommand {
     Keys,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Json,
-    Text,
-}
-
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config, log_format, log_level } => {
-            start_log(log_format, &log_level);
+            log::start(log_format, &log_level);
             service::run(&config)
         }
         Command::Config { command: ConfigCommand::Check { file } } => {
@@ -105,14 +99,5 @@ fn print(line: &str) -> Result<(), Failure> {
             Err(Failure::from_io("writing to standard output", &error))
         }
         _ => Ok(()),
-    }
-}
-
-fn start_log(format: LogFormat, level: &str) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_target(false).init(),
     }
 }

@@ -20,7 +20,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::acme::certificate::Certificate;
 use crate::acme::{Acme, Challenges};
 use crate::addresses::Addresses;
-use crate::failure::Failure;
 use crate::files;
 use crate::limits;
 use crate::mail::Mailbox;
@@ -31,6 +30,7 @@ use crate::settings::Settings;
 use crate::shared::{Admission, Desk, Live, Rate, Shared};
 use crate::stun;
 use crate::worker::{Door, Worker};
+use millrace_host::failure::Failure;
 
 /// Connections that the kernel holds for us before we accept them.
 const BACKLOG: i32 = 4096;

@@ -36,6 +36,9 @@ pub struct Paths {
     pub version: String,
     /// Why no paths can be found now; none: all is well.
     pub problem: Option<String>,
+    /// What does not work and ends nothing, a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
     pub disco_key: Option<String>,
     /// Where peers find us.
     pub home_relay: Option<String>,

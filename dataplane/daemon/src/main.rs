@@ -1,15 +1,14 @@
 //! `millrace-dataplane`: the WireGuard data plane of one interface, in the foreground.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use millrace_config::Exit;
 use millrace_dataplane::failure::Failure;
 use millrace_dataplane::service;
 use millrace_dataplane::settings::Settings;
-use tracing_subscriber::EnvFilter;
+use millrace_host::log::{self, LogFormat};
 
 /// Runs the WireGuard data plane of one interface until SIGTERM.
 ///
@@ -36,15 +35,9 @@ struct Arguments {
     log_level: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Json,
-    Text,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_log(&arguments);
+    log::start(arguments.log_format, &arguments.log_level);
     match run(&arguments) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
@@ -64,18 +57,4 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     service::run(settings)
-}
-
-fn start_log(arguments: &Arguments) {
-    let filter =
-        EnvFilter::try_new(&arguments.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // A journal or a file is read by `grep`.
-        .with_ansi(std::io::stderr().is_terminal());
-    match arguments.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_target(false).init(),
-    }
 }

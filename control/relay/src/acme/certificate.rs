@@ -11,8 +11,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::failure::Failure;
 use crate::files;
+use millrace_host::failure::Failure;
 
 /// The first certificate of a PEM file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,9 +11,9 @@ use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use ureq::http::{Request, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
-use crate::failure::Failure;
 use crate::files;
 use crate::limits;
+use millrace_host::failure::Failure;
 
 /// A blocking client behind an asynchronous interface: its futures are ready when they are polled.
 #[derive(Debug)]

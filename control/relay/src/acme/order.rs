@@ -18,10 +18,10 @@ use zeroize::Zeroizing;
 
 use super::http::{Blocking, wait};
 use super::{Challenges, replace};
-use crate::failure::Failure;
 use crate::files;
 use crate::limits;
 use crate::settings::AcmeSettings;
+use millrace_host::failure::Failure;
 
 /// The file of our account. Its key must be lost to nobody: with it one may revoke certificates.
 #[derive(Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! Why the control process cannot start or reload: what was seen, what to do, and the exit code of it.
+//! Why a daemon cannot start or reload: what was seen, what to do, and the exit code of it.
 
 use std::io;
 use std::path::Path;
