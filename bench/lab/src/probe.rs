@@ -15,8 +15,8 @@ use std::{
 
 use crate::{Error, Marker, Namespace, Result};
 
-/// How long one echo is waited for before it is sent again.
-const ECHO_LIMIT: Duration = Duration::from_millis(500);
+/// How long one echo is waited for before it counts as lost. A starved machine takes half a second.
+const ECHO_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often one length is tried: the first packet above the path MTU only teaches it to the host.
 const ECHO_TRIES: u32 = 6;
