@@ -168,14 +168,16 @@ impl Finder {
         }
     }
 
-    /// Takes in what happened at `now`, which never goes back.
+    /// Takes in what happened at `now`, which never goes back. False for bytes that were refused, and
+    /// counted, because nobody whom we know sent them.
     pub fn handle<R: RngCore + CryptoRng>(
         &mut self,
         now: Instant,
         input: Input<'_>,
         random: &mut R,
-    ) {
+    ) -> bool {
         self.told = false;
+        let mut taken = Ok(());
         match input {
             Input::AddPeer { peer, box_key, endpoint, in_use } => {
                 self.remove(peer);
@@ -186,16 +188,8 @@ impl Finder {
             }
             Input::RemovePeer { peer } => self.remove(peer),
             Input::Network { network, major } => self.network(now, random, network, major),
-            Input::Datagram { from, bytes } => {
-                if let Err(refused) = self.datagram(now, random, from, bytes) {
-                    self.refuse(refused);
-                }
-            }
-            Input::Relayed { peer, bytes } => {
-                if let Err(refused) = self.relayed(now, random, peer, bytes) {
-                    self.refuse(refused);
-                }
-            }
+            Input::Datagram { from, bytes } => taken = self.datagram(now, random, from, bytes),
+            Input::Relayed { peer, bytes } => taken = self.relayed(now, random, peer, bytes),
             Input::Traffic { peer } => {
                 self.with_peer(now, random, peer, |peer, context| peer.active(context));
             }
@@ -223,7 +217,11 @@ impl Finder {
             }
             Input::Timeout => self.timeout(now, random),
         }
+        if let Err(refused) = taken {
+            self.refused[refused as usize] += 1;
+        }
         self.serve_waiting(now, random);
+        taken.is_ok()
     }
 
     /// The next thing to do, in order; None until the next input.
@@ -435,10 +433,6 @@ impl Finder {
         if let Some(disco_key) = self.peers.remove(&key).and_then(|peer| peer.disco_key()) {
             self.by_disco_key.remove(&disco_key);
         }
-    }
-
-    fn refuse(&mut self, refused: Refused) {
-        self.refused[refused as usize] += 1;
     }
 }
 

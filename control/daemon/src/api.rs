@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use millrace_config::paths::{Refusal, Request};
 use millrace_path::Instant;
 use millrace_path::sealed::PublicKey;
+use rustix::event::PollFlags;
 use serde::Serialize;
 
 use crate::answers;
@@ -53,10 +54,11 @@ impl Api {
         Ok(Self { listener, path, clients: Vec::new() })
     }
 
-    /// The descriptors to poll for reading.
-    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let clients = self.clients.iter().map(|client| client.stream.as_fd());
-        std::iter::once(self.listener.as_fd()).chain(clients)
+    /// The descriptors to poll, and for what.
+    pub fn interest(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let clients = self.clients.iter();
+        let clients = clients.filter_map(|c| Some((c.stream.as_fd(), c.interest()?)));
+        std::iter::once((self.listener.as_fd(), PollFlags::IN)).chain(clients)
     }
 
     /// When a ping is to be given up.
@@ -94,7 +96,8 @@ impl Api {
         for client in &mut self.clients {
             client.write();
         }
-        self.clients.retain(|client| !client.over || !client.output.is_empty());
+        let waits = |client: &Client| !client.output.is_empty() || client.ping.is_some();
+        self.clients.retain(|client| !client.over || waits(client));
     }
 }
 
@@ -105,7 +108,19 @@ impl Drop for Api {
 }
 
 impl Client {
+    /// Whoever has not taken its answer is not listened to, nor is who ended its side: polled for
+    /// nothing, it would still be reported for ever.
+    fn interest(&self) -> Option<PollFlags> {
+        if !self.output.is_empty() {
+            return Some(PollFlags::OUT);
+        }
+        (!self.over).then_some(PollFlags::IN)
+    }
+
     fn read(&mut self) {
+        if self.over || !self.output.is_empty() {
+            return;
+        }
         let mut chunk = [0; 4096];
         loop {
             match self.stream.read(&mut chunk) {
@@ -128,7 +143,7 @@ impl Client {
 
     /// One question at a time: the next line waits for the answer to this one.
     fn serve(&mut self, now: Instant, gateway: &mut Gateway) {
-        while self.ping.is_none() {
+        while self.ping.is_none() && self.output.is_empty() {
             let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else { return };
             let line: Vec<u8> = self.input.drain(..=end).collect();
             match serde_json::from_slice(&line) {
@@ -170,8 +185,7 @@ impl Client {
                 Ok(0) => break,
                 Ok(len) => drop(self.output.drain(..len)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Documents are far shorter than a socket's buffer: whoever lets them pile up is
-                // looked at again with the next event.
+                // The document of a hub is longer than a socket's buffer.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => {
                     (self.over, self.output) = (true, Vec::new());
@@ -187,4 +201,68 @@ fn peer_of(gateway: &Gateway, key: &str) -> Result<PublicKey, String> {
     let key = PublicKey(parsed.0);
     let known = gateway.peers.contains_key(&key);
     known.then_some(key).ok_or_else(|| format!("no peer of this gateway has the key {parsed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+    use std::time::Duration;
+
+    use millrace_config::discovery::Discovery;
+    use rustix::event::{PollFd, Timespec, poll};
+
+    use super::*;
+    use crate::clock;
+
+    fn api() -> (tempfile::TempDir, Api, Gateway) {
+        let directory = tempfile::tempdir().unwrap();
+        let api = Api::bind(directory.path().join("socket")).unwrap();
+        (directory, api, Gateway::new("none0", Discovery::default()).unwrap())
+    }
+
+    /// What poll finds at once.
+    fn ready(api: &Api) -> Vec<PollFlags> {
+        let interest = api.interest();
+        let mut fds: Vec<PollFd<'_>> =
+            interest.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+        fds.iter().map(|fd| fd.revents()).filter(|found| !found.is_empty()).collect()
+    }
+
+    #[test]
+    fn who_ended_its_side_gets_its_answer_and_wakes_nobody() {
+        let (_directory, mut api, mut gateway) = api();
+        let mut stream = UnixStream::connect(&api.path).unwrap();
+        stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        api.handle(clock::now(), &mut gateway);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("millrace.paths/1"), "{answer}");
+        assert!(api.clients.is_empty() && ready(&api).is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_is_longer_than_the_sockets_buffer_arrives_as_it_is_read() {
+        let (_directory, mut api, mut gateway) = api();
+        let mut stream = UnixStream::connect(&api.path).unwrap();
+        api.handle(clock::now(), &mut gateway);
+        let document = vec![b'x'; 4 << 20];
+        api.clients[0].output.clone_from(&document);
+        api.handle(clock::now(), &mut gateway);
+        assert!(ready(&api).is_empty(), "the socket's buffer is full");
+        let mut got = vec![0; document.len()];
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| stream.read_exact(&mut got).map(drop));
+            let limit = clock::now() + Duration::from_secs(20);
+            while !api.clients[0].output.is_empty() {
+                assert!(clock::now() < limit, "nothing woke us");
+                if ready(&api).contains(&PollFlags::OUT) {
+                    api.handle(clock::now(), &mut gateway);
+                }
+            }
+            reader.join().unwrap().unwrap();
+        });
+        assert!(got == document);
+    }
 }

@@ -71,7 +71,6 @@ enum Ready {
     Detour(usize),
     Relay(usize),
     Routers,
-    Api,
 }
 
 impl Service {
@@ -96,7 +95,7 @@ impl Service {
                     Ready::Detour(at) => self.gateway.handle_detour(now, at),
                     Ready::Relay(at) => self.gateway.handle_relay(now, at),
                     // These are looked at in every turn.
-                    Ready::Names | Ready::Routers | Ready::Api => {}
+                    Ready::Names | Ready::Routers => {}
                 }
             }
             let now = clock::now();
@@ -127,9 +126,10 @@ impl Service {
         let routers = &gateway.routers;
         waits.extend(routers.mappers.iter().map(|mapper| (mapper.interest().0, Ready::Routers)));
         waits.push((routers.nat64.interest().0, Ready::Routers));
-        waits.extend(self.api.descriptors().map(|fd| (fd, Ready::Api)));
         let mut fds: Vec<PollFd<'_>> =
             waits.iter().map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        // Last, because these are served in every turn, whichever of them is ready.
+        fds.extend(self.api.interest().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         let deadline = [gateway.deadline(), self.api.deadline()].into_iter().flatten().min();
         // Interrupted is as good as woken: everything is looked at.
         let _ = poll(&mut fds, deadline.map(clock::until).as_ref());

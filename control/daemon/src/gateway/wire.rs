@@ -45,11 +45,7 @@ impl Gateway {
         match classify(bytes) {
             Class::Disco => {
                 let pair = Pair { uplink: self.uplink(from, to), remote: from };
-                if self.sources.len() >= SOURCES_MAX {
-                    self.sources.clear();
-                }
-                self.sources.insert(pair, to);
-                self.input(now, Input::Datagram { from: pair, bytes });
+                self.disco(now, pair, to, bytes);
             }
             Class::Stun => match self.reflexive.handle(now, from, bytes) {
                 Ok(_) => self.look_at_reflexive(now),
@@ -60,6 +56,20 @@ impl Gateway {
                 self.counters.add(Count::NotOurs, 1);
             }
         }
+    }
+
+    fn disco(&mut self, now: Instant, from: Pair, to: Source, bytes: &mut [u8]) {
+        let Some(finder) = &mut self.finder else { return };
+        let input = Input::Datagram { from, bytes };
+        // Strangers get no line here, and so push nobody's out.
+        if finder.handle(now, input, &mut OsRng.unwrap_err()) {
+            if self.sources.len() >= SOURCES_MAX {
+                self.sources.clear();
+            }
+            self.sources.insert(from, to);
+        }
+        // Answers leave from the address that was spoken to.
+        self.carry_out(now);
     }
 
     /// The way out that answers a datagram: the interface where it came in, if that is one of its
