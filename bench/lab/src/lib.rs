@@ -12,6 +12,7 @@ pub mod connection;
 pub mod error;
 pub mod flow;
 pub mod gateway;
+pub mod go_module;
 pub mod guest;
 pub mod hung_thread;
 pub mod interrupt;

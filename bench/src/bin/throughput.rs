@@ -19,7 +19,7 @@ use millrace_bench::{plot, table};
 use millrace_lab::iperf::{Iperf, Udp};
 use millrace_lab::ping::Ping;
 use millrace_lab::tunnel::{Tunnel, TunnelOptions, connect};
-use millrace_lab::{Implementation, Lab, Site, SiteOptions};
+use millrace_lab::{Implementation, Lab, Site, SiteOptions, go_module};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -316,11 +316,7 @@ impl Contender {
             Some(String::from_utf8_lossy(&output.stdout).into_owned())
         };
         let found = match self {
-            Self::WireguardGo => output(Command::new("go").args(["version", "-m"]).arg(&program))
-                .and_then(|text| {
-                    let module = text.lines().find(|line| line.trim_start().starts_with("mod"))?;
-                    module.split_whitespace().nth(2).map(str::to_owned)
-                }),
+            Self::WireguardGo => go_module::version(&program, "golang.zx2c4.com/wireguard").ok(),
             Self::WireguardGoDebian => {
                 output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "wireguard-go"]))
             }

@@ -7,11 +7,10 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use common::*;
 use millrace_config::PublicKey as HexKey;
-use millrace_lab::{Daemon, Namespace};
+use millrace_lab::{Daemon, Namespace, go_module};
 use millrace_path::derp::{Frame, Gone};
 use millrace_path::sealed::PublicKey;
 use millrace_path::stun;
@@ -41,7 +40,7 @@ fn echo(namespace: &Namespace, directory: &Path, url: &str) -> (Daemon, PublicKe
 
 /// An unmodified derper on the ports of our own relay.
 fn derper(namespace: &Namespace, directory: &Path) -> Daemon {
-    let mut command: Command = namespace.command(lab("derper"));
+    let mut command = namespace.command(lab("derper"));
     command.args(["-dev", "-c"]).arg(directory.join("derper.json"));
     let mut daemon = Daemon::start(directory, "derper", command).unwrap();
     let listens = || {
@@ -141,19 +140,23 @@ fn ask_stun(namespace: &Namespace) {
     assert_eq!(response.mapped, socket.local_addr().unwrap());
 }
 
-/// The version in go.mod is the one that setup installed.
+/// The versions in our go.mod files are the ones that setup installed.
 #[test]
 fn the_foreign_parties_are_of_the_pinned_version() {
-    let module = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/derp-peer/go.mod");
-    let module = fs::read_to_string(module).unwrap();
-    let version = module.lines().find_map(|line| line.strip_prefix("require tailscale.com "));
-    for program in ["derper", "tailscaled", "tailscale", "derp-peer", "control-server"] {
-        let output = Command::new("go").args(["version", "-m"]).arg(lab(program)).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let found = said.lines().any(|line| {
-            let mut words = line.split_whitespace();
-            words.any(|word| word == "tailscale.com") && words.next() == version
-        });
-        assert!(found, "{program} is not of {version:?}:\n{said}");
+    let pinned = |directory: &str, module: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(directory);
+        let text = fs::read_to_string(path.join("go.mod")).unwrap();
+        let lines = text.lines().map(|line| line.trim_start_matches("require "));
+        let mut versions =
+            lines.filter_map(|line| line.trim().strip_prefix(module)?.strip_prefix(' '));
+        versions.next().unwrap().split(' ').next().unwrap().to_owned()
+    };
+    let check = |program: &str, directory: &str, module: &str| {
+        let found = go_module::version(&lab(program), module).unwrap();
+        assert_eq!(found, pinned(directory, module), "{program}: run scripts/setup");
+    };
+    for program in ["derper", "tailscaled", "tailscale", "derp-peer"] {
+        check(program, "derp-peer", "tailscale.com");
     }
+    check("headscale", "headscale", "github.com/juanfont/headscale");
 }

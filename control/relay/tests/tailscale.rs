@@ -1,5 +1,5 @@
-//! Our relay as the only DERP node of a tailnet: two stock `tailscaled` with no other way to each
-//! other, and a stock `tailscale netcheck`.
+//! Our relay as the only DERP node of a tailnet: two stock `tailscaled` under a stock `headscale`,
+//! with no other way to each other, and a stock `tailscale netcheck`.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -19,6 +19,7 @@ const HUB: &str = "198.51.100.1";
 const CONTROL: &str = "198.51.100.1:8080";
 /// A registration, a map and a first path take tailscaled seconds on a busy machine.
 const TAILSCALE_LIMIT: Duration = Duration::from_secs(40);
+const REGION: u16 = 900;
 const SINK_PORT: u16 = 7777;
 /// The HTTP proxy of each tailscaled, by which its own host reaches into the tailnet.
 const PROXY: &str = "127.0.0.1:1055";
@@ -27,7 +28,14 @@ const PROXY: &str = "127.0.0.1:1055";
 struct Tailnet {
     relay: Relay,
     nodes: [Node; 2],
-    _control: Daemon,
+    _headscale: Headscale,
+}
+
+/// The control server, which knows one relay.
+struct Headscale {
+    /// With it everybody may register.
+    key: String,
+    _daemon: Daemon,
 }
 
 struct Node {
@@ -59,12 +67,9 @@ impl Tailnet {
             )
         });
         let directory = relay.directory.path();
-        let mut command = hub.command(lab("control-server"));
-        command.args([CONTROL, HUB, "relay.test"]);
-        let mut control = Daemon::start(directory, "control", command).unwrap();
-        control.wait_for_log("serving", LIMIT).unwrap();
-        let nodes = [1, 2].map(|number| Node::start(&hub, directory, number));
-        Self { relay, nodes, _control: control }
+        let headscale = Headscale::start(&hub, directory);
+        let nodes = [1, 2].map(|number| Node::start(&hub, directory, &headscale.key, number));
+        Self { relay, nodes, _headscale: headscale }
     }
 
     /// Datagrams between the nodes that the router dropped.
@@ -76,9 +81,67 @@ impl Tailnet {
     }
 }
 
+impl Headscale {
+    fn start(hub: &Namespace, relay_directory: &Path) -> Self {
+        let directory = relay_directory.join("headscale");
+        std::fs::create_dir(&directory).unwrap();
+        let configuration = Self::configure(&directory);
+        let run = |arguments: &[&str]| {
+            let mut command = hub.command(lab("headscale"));
+            command.arg("--config").arg(&configuration).args(arguments).env("HOME", &directory);
+            command
+        };
+        let mut daemon = Daemon::start(&directory, "headscale", run(&["serve"])).unwrap();
+        daemon.wait_for_log("listening and serving HTTP on", TAILSCALE_LIMIT).unwrap();
+        let ask = |arguments: &[&str]| {
+            let output = hub.output(&mut run(arguments), "").unwrap();
+            assert!(output.status.success(), "headscale {arguments:?}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        ask(&["users", "create", "lab"]);
+        let key = ask(&["preauthkeys", "create", "--user", "1", "--reusable"]).trim().to_owned();
+        Self { key, _daemon: daemon }
+    }
+
+    /// Writes its configuration, in which nothing is outside the lab.
+    fn configure(directory: &Path) -> PathBuf {
+        let map = directory.join("derp.yaml");
+        let text = format!(
+            "regions:
+  {REGION}:
+    {{regionid: {REGION}, regioncode: lab, regionname: lab, nodes: [
+      {{name: lab-1, regionid: {REGION}, hostname: relay.test, ipv4: {HUB}, ipv6: none, canport80: true}}]}}
+"
+        );
+        std::fs::write(&map, text).unwrap();
+        let at = |name: &str| directory.join(name).display().to_string();
+        let text = format!(
+            "server_url: http://{CONTROL}
+listen_addr: {CONTROL}
+metrics_listen_addr: ''
+unix_socket: {}
+cli: {{timeout: 40s}}
+disable_check_updates: true
+noise: {{private_key_path: {}}}
+database: {{type: sqlite, sqlite: {{path: {}}}}}
+prefixes: {{v4: 100.64.0.0/10, v6: fd7a:115c:a1e0::/48}}
+derp: {{server: {{enabled: false}}, urls: [], paths: [{}], auto_update_enabled: false}}
+dns: {{magic_dns: false, override_local_dns: false}}
+",
+            at("socket"),
+            at("noise.key"),
+            at("database"),
+            map.display(),
+        );
+        let configuration = directory.join("config.yaml");
+        std::fs::write(&configuration, text).unwrap();
+        configuration
+    }
+}
+
 impl Node {
     /// A stock tailscaled, registered at the control server.
-    fn start(hub: &Namespace, directory: &Path, number: u8) -> Self {
+    fn start(hub: &Namespace, directory: &Path, key: &str, number: u8) -> Self {
         let namespace = Namespace::new(&format!("node {number}")).unwrap();
         link((hub, &format!("node{number}")), (&namespace, "up0")).unwrap();
         hub.ip([format!("address add 192.0.2.{}/31 dev node{number}", number * 2)]).unwrap();
@@ -105,8 +168,9 @@ impl Node {
         let mut node =
             Self { namespace, directory, trusted, address: String::new(), _daemon: daemon };
         let login = format!("--login-server=http://{CONTROL}");
+        let key = format!("--auth-key={key}");
         let name = format!("--hostname=node{number}");
-        node.tailscale(&["up", &login, &name, "--accept-dns=false", "--timeout=40s"]);
+        node.tailscale(&["up", &login, &key, &name, "--accept-dns=false", "--timeout=40s"]);
         node.address = node.tailscale(&["ip", "-4"]).trim().to_owned();
         node
     }
