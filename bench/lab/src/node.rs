@@ -36,6 +36,8 @@ pub struct NodeOptions {
     pub control: bool,
     /// What its control process sees as /etc/resolv.conf.
     pub resolv_conf: Option<PathBuf>,
+    /// More variables of its control process's environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for NodeOptions {
@@ -45,6 +47,7 @@ impl Default for NodeOptions {
             discovery: "port_mapping = \"off\"\n".into(),
             control: true,
             resolv_conf: None,
+            environment: Vec::new(),
         }
     }
 }
@@ -75,6 +78,7 @@ pub struct Node {
     pub tunnel_v6: Ipv6Addr,
     directory: PathBuf,
     resolv_conf: Option<PathBuf>,
+    environment: Vec<(String, String)>,
     starts: u32,
 }
 
@@ -128,6 +132,7 @@ impl Pair {
                 control: None,
                 directory: lab.directory().to_owned(),
                 resolv_conf: options[i].resolv_conf.clone(),
+                environment: options[i].environment.clone(),
                 starts: 0,
             };
             if options[i].control {
@@ -217,6 +222,7 @@ impl Node {
         let name = format!("{}-control-{}", self.gateway.interface(), self.starts);
         let mut command = self.host.namespace.command(own_program("millrace-control")?);
         command.arg("--config").arg(self.gateway.configuration_file());
+        command.envs(self.environment.iter().cloned());
         names_for(lab, &mut command)?;
         if let Some(file) = &self.resolv_conf {
             overlay::apply(&mut command, file, "/etc/resolv.conf".as_ref())?;

@@ -41,11 +41,16 @@ impl Relay {
 
     /// Lines for a `[discovery]` of those who shall use it.
     pub fn discovery(&self) -> String {
-        let ca = self.directory.join("chain.pem");
+        let ca = self.certificate_file();
         let [_, second] = SERVER_V4;
         format!(
             "relay = [\"https://{RELAY_NAME}\"]\nrelay_ca_file = {ca:?}\nstun = [\"{second}:{STUN_PORT}\"]\n"
         )
+    }
+
+    /// The certificate that it shows, which signed itself.
+    pub fn certificate_file(&self) -> PathBuf {
+        self.directory.join("chain.pem")
     }
 
     /// Its process, while it runs.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use millrace_config::Exit;
-use millrace_config::paths::{PathKind, Paths};
+use millrace_config::paths::{PathKind, Paths, Relay, Trust};
 use millrace_config::status::{Health, Peer, Status};
 use millrace_ebpf::drops;
 
@@ -121,9 +121,9 @@ fn way_of(peer: &Peer, paths: Option<&Paths>) -> String {
 /// Relays, and what is between us and the others.
 fn ways(out: &mut String, paths: &Paths, peers: &[Peer], verbose: bool) {
     for relay in &paths.relays {
-        let home = if paths.home_relay.as_ref() == Some(&relay.url) { " (home)" } else { "" };
+        let facts = relay_facts(relay, paths.home_relay.as_ref() == Some(&relay.url));
         let rtt = relay.rtt_seconds.map(milliseconds).unwrap_or_default();
-        let _ = writeln!(out, "relay {}{home}: {} {rtt}", relay.url, relay.state);
+        let _ = writeln!(out, "relay {}{facts}: {} {rtt}", relay.url, relay.state);
         if !relay.health.is_empty() {
             let _ = writeln!(out, "! relay {} says: {}", relay.url, relay.health);
         }
@@ -156,6 +156,20 @@ fn ways(out: &mut String, paths: &Paths, peers: &[Peer], verbose: bool) {
                 writeln!(out, "  {:>10}  {:<22}  {}", counter.count, counter.name, counter.meaning);
         }
     }
+}
+
+/// As " (home, trust pinned)".
+fn relay_facts(relay: &Relay, is_home: bool) -> String {
+    let trust = match relay.trust {
+        Trust::None => None,
+        Trust::System => Some("trust system"),
+        Trust::File => Some("trust file"),
+        Trust::SystemOrFile => Some("trust system or file"),
+        Trust::Pinned => Some("trust pinned"),
+    };
+    let key = relay.key_pinned.then_some("key pinned");
+    let facts: Vec<&str> = is_home.then_some("home").into_iter().chain(trust).chain(key).collect();
+    if facts.is_empty() { String::new() } else { format!(" ({})", facts.join(", ")) }
 }
 
 fn dropped(out: &mut String, status: &Status, verbose: bool) {

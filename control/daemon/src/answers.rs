@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use millrace_config::discovery::Authorities;
 use millrace_config::paths::{
-    CandidatePair, Counter, Nat, PathChange, PathKind, Paths, PeerPath, Pong, Relay, WhyPeer,
+    self, CandidatePair, Counter, Nat, PathChange, PathKind, Paths, PeerPath, Pong, Relay, WhyPeer,
 };
 use millrace_path::Instant;
 use millrace_path::candidate::{Candidate, CandidateKind};
@@ -14,6 +15,7 @@ use millrace_path::path::UplinkId;
 use millrace_path::sealed::PublicKey;
 
 use crate::gateway::{Gateway, Peer};
+use crate::relay_client::{RelayConfig, Trust};
 use crate::relays::{self, State};
 
 /// Headers and tag of a WireGuard data message around an inner packet.
@@ -129,12 +131,24 @@ fn relay(relay: &relays::Relay, now: Instant) -> Relay {
         url: relay.url.clone(),
         up: relay.is_up(),
         state,
+        trust: trust(relay.client.config()),
+        key_pinned: relay.client.config().relay_key.is_some(),
         since_seconds: since.map(|since| seconds(now, since)),
         rtt_seconds: relay.client.round_trip().map(|rtt| rtt.as_secs_f64()),
         health: relay.health.clone(),
         sent_bytes: counts.sent_bytes,
         received_bytes: counts.received_bytes,
         dropped_packets: dropped.total(),
+    }
+}
+
+fn trust(config: &RelayConfig) -> paths::Trust {
+    match &config.trust {
+        _ if !config.url.tls => paths::Trust::None,
+        Trust::Pinned(_) => paths::Trust::Pinned,
+        Trust::Authorities(Authorities::System) => paths::Trust::System,
+        Trust::Authorities(Authorities::File(_)) => paths::Trust::File,
+        Trust::Authorities(Authorities::Both(_)) => paths::Trust::SystemOrFile,
     }
 }
 

@@ -36,7 +36,7 @@ use crate::limits::{CONNECT_AGAIN, HISTORY_LEN, TRAFFIC_INTERVAL, TRAFFIC_QUIET}
 use crate::names::Names;
 use crate::network::{Network, Way};
 use crate::plane::Plane;
-use crate::relay_client::{Proxy, RelayConfig, Trust};
+use crate::relay_client::RelayConfig;
 use crate::relays::Relays;
 use crate::traffic::Traffic;
 use crate::udp::Source;
@@ -131,7 +131,7 @@ struct BoxRequests {
 #[derive(Clone, Copy)]
 enum For {
     Peer(PublicKey),
-    Relay { at: usize, key: PublicKey },
+    Relay(PublicKey),
 }
 
 impl Peer {
@@ -218,7 +218,8 @@ impl Gateway {
             };
             EndpointName::parse(&text).ok()
         };
-        let mut names: Vec<EndpointName> = discovery.relay.iter().filter_map(stun_of).collect();
+        let mut names: Vec<EndpointName> =
+            discovery.relay.iter().filter_map(|relay| stun_of(&relay.url)).collect();
         for name in &discovery.stun {
             if !names.contains(name) {
                 names.push(name.clone());
@@ -239,23 +240,15 @@ impl Gateway {
         let node_key = welcome.and_then(|w| w.public_key).map(|key| PublicKey(key.0));
         let mark = welcome.map(|welcome| welcome.fwmark).filter(|mark| *mark != 0);
         let discovery = &self.discovery;
-        let config = |url: &HttpUrl| RelayConfig {
-            trust: match &discovery.relay_ca_file {
-                Some(file) => Trust::Authorities { system: false, file: Some(file.clone()) },
-                None => Trust::default(),
-            },
-            proxy: match &discovery.proxy {
-                Some(url) => Proxy::Server {
-                    url: url.clone(),
-                    credentials_file: discovery.proxy_credentials_file.clone(),
-                },
-                None => Proxy::None,
-            },
-            mark,
-            ..RelayConfig::new(url.clone())
-        };
-        let configs: Vec<RelayConfig> = discovery.relay.iter().map(config).collect();
-        self.relays.set(now, configs, node_key)
+        let config = |relay| RelayConfig { mark, ..RelayConfig::of(relay, discovery) };
+        let configs = discovery.relay.iter().map(config).collect();
+        let urls: Vec<String> = self.relays.list.iter().map(|relay| relay.url.clone()).collect();
+        self.relays.set(now, configs, node_key)?;
+        // Their places may be others now.
+        for peer in self.peers.values_mut() {
+            peer.heard_at = peer.heard_at.and_then(|at| self.relays.position(urls.get(at)?));
+        }
+        Ok(())
     }
 
     /// Asks the kernel what networks there are. Call at news of it.

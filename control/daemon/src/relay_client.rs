@@ -45,7 +45,7 @@ use rustix::event::PollFlags;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustls::ClientConfig;
 
-pub use config::{Fingerprint, Proxy, RelayConfig, Trust};
+pub use config::{Proxy, RelayConfig, Trust};
 pub use event::{Connecting, Counts, RelayEvent, Up};
 pub use failure::RelayFailure;
 pub use outbox::Dropped;
@@ -241,6 +241,11 @@ impl RelayClient {
         self.now = self.now.max(now);
         let result = self.write_out();
         self.settle(result);
+    }
+
+    /// The relay's key, while the login waits for that of the boxes between it and this node.
+    pub fn wants_box_key(&self) -> Option<PublicKey> {
+        self.protocol.wants_box_key()
     }
 
     /// The answer to `NeedBoxKey`.

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant as StdInstant};
 
-use millrace_control::relay_client::{Dropped, Fingerprint, RelayConfig, Trust};
+use millrace_config::Fingerprint;
+use millrace_config::discovery::Authorities;
+use millrace_control::relay_client::{Dropped, RelayConfig, Trust};
 use millrace_lab::{Daemon, Namespace};
 use millrace_path::derp::{Cutter, Frame, Gone, ServerInfo};
 use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
@@ -239,7 +241,7 @@ fn wrong_certificates_are_told_apart() {
         Certificates::new(other.path(), &[NAME]);
         let config = |trust| RelayConfig { trust, ..secure("127.0.0.1", relay.authority()) };
         let failure = |config| Node::new(config, 1).wait_down();
-        let authority = |file| Trust::Authorities { system: false, file: Some(file) };
+        let authority = |file| Trust::Authorities(Authorities::File(file));
         let said = failure(config(authority(other.path().join("authority.pem"))));
         assert!(said.contains("signed by nobody whom we trust"), "{said}");
         let said = failure(config(Trust::default()));

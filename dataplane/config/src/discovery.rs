@@ -5,19 +5,21 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::EndpointName;
+use crate::fingerprint::Fingerprint;
+use crate::key::PublicKey;
 
 /// `[discovery]`. Without a relay and a STUN server nothing is searched for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovery {
-    /// Relays at which peers and we can meet, each once.
-    pub relay: Vec<HttpUrl>,
+    /// Relays at which peers and we can meet, each URL once.
+    pub relay: Vec<Relay>,
     /// STUN servers beside those of the relays, each once.
     pub stun: Vec<EndpointName>,
-    /// Who may sign a relay's certificate; none: the authorities of the system.
-    pub relay_ca_file: Option<PathBuf>,
-    /// HTTP proxy to the relays (CONNECT).
-    pub proxy: Option<HttpUrl>,
-    /// A file with one line `user:password` for the proxy.
+    /// Who may sign the certificate of a relay that has none pinned.
+    pub authorities: Authorities,
+    /// On the way to all relays.
+    pub proxy: Proxy,
+    /// A file with one line `user:password` for a proxy that is named here.
     pub proxy_credentials_file: Option<PathBuf>,
     /// Whether routers are asked to open the port (PCP, NAT-PMP, UPnP).
     pub port_mapping: bool,
@@ -30,8 +32,8 @@ impl Default for Discovery {
         Self {
             relay: Vec::new(),
             stun: Vec::new(),
-            relay_ca_file: None,
-            proxy: None,
+            authorities: Authorities::default(),
+            proxy: Proxy::default(),
             proxy_credentials_file: None,
             port_mapping: true,
             address: Vec::new(),
@@ -44,6 +46,45 @@ impl Discovery {
     pub fn is_on(&self) -> bool {
         !self.relay.is_empty() || !self.stun.is_empty()
     }
+}
+
+/// A relay, and what it alone may show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relay {
+    pub url: HttpUrl,
+    /// The certificate or its public key; then names, dates and authorities do not matter.
+    pub certificate: Option<Fingerprint>,
+    /// The key with which it speaks DERP.
+    pub key: Option<PublicKey>,
+}
+
+impl From<HttpUrl> for Relay {
+    /// Nothing is pinned.
+    fn from(url: HttpUrl) -> Self {
+        Self { url, certificate: None, key: None }
+    }
+}
+
+/// Whose signature under a relay's certificate counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Authorities {
+    #[default]
+    System,
+    /// Only those of this PEM file.
+    File(PathBuf),
+    /// Those of the system and those of this PEM file.
+    Both(PathBuf),
+}
+
+/// HTTP proxy that opens tunnels (CONNECT).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Proxy {
+    #[default]
+    None,
+    /// As the process's environment says: `https_proxy`, `no_proxy` and their like.
+    Environment,
+    /// `http://` alone: TLS runs inside the tunnel.
+    Server(HttpUrl),
 }
 
 /// `http://host[:port]` or `https://host[:port]`, without path, user or query.

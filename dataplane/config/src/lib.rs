@@ -7,6 +7,7 @@ mod claims;
 pub mod config;
 pub mod discovery;
 pub mod exit;
+pub mod fingerprint;
 pub mod key;
 pub mod limits;
 pub mod paths;
@@ -19,6 +20,7 @@ pub mod wg_quick;
 
 pub use config::Config;
 pub use exit::Exit;
+pub use fingerprint::Fingerprint;
 pub use key::{KeyError, PublicKey, SecretKey};
 pub use problem::{Problem, Problems};
 

@@ -55,6 +55,12 @@ pub struct Relay {
     pub up: bool,
     /// How it is, in a sentence.
     pub state: String,
+    /// What makes us believe its certificate.
+    #[serde(default)]
+    pub trust: Trust,
+    /// Whether it may have one DERP key only.
+    #[serde(default)]
+    pub key_pinned: bool,
     pub since_seconds: Option<f64>,
     pub rtt_seconds: Option<f64>,
     /// What the relay says is wrong with our connection; empty: nothing.
@@ -63,6 +69,22 @@ pub struct Relay {
     pub received_bytes: u64,
     /// Packets that waited for the connection for too long, or found none.
     pub dropped_packets: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trust {
+    /// There is none: it is reached without TLS.
+    #[default]
+    None,
+    /// An authority of the system signed it.
+    System,
+    /// An authority of `relay_ca_file`.
+    File,
+    /// One of either.
+    SystemOrFile,
+    /// It is the one that the configuration names.
+    Pinned,
 }
 
 /// What is between us and the others.

@@ -12,7 +12,7 @@ pub enum Effect {
 /// One key of the TOML file.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// `""` for the top level, else the name of one of [`TABLES`].
+    /// `""` for the top level, else the name of one of [`TABLES`], or of a key whose list has tables.
     pub table: &'static str,
     pub name: &'static str,
     pub effect: Effect,
@@ -77,7 +77,28 @@ pub const KEYS: &[Key] = &[
         "auto",
         "UDP packets joined before they are written to the TUN device",
     ),
-    key("discovery", "relay", Live, "none", "URLs of relays, like https://relay.example.net"),
+    key(
+        "discovery",
+        "relay",
+        Live,
+        "none",
+        "list of relays, each an URL like https://relay.example.net or a table of the next three keys",
+    ),
+    key("discovery.relay", "url", Live, "", "the relay's URL"),
+    key(
+        "discovery.relay",
+        "certificate",
+        Live,
+        "none",
+        "sha256: and 64 hex digits: the only certificate, or public key in it, that it may show",
+    ),
+    key(
+        "discovery.relay",
+        "key",
+        Live,
+        "none",
+        "the only DERP key that it may have, in base64 or as nodekey: and 64 hex digits",
+    ),
     key("discovery", "stun", Live, "those of the relays", "more STUN servers, host:port"),
     key(
         "discovery",
@@ -91,9 +112,22 @@ pub const KEYS: &[Key] = &[
         "relay_ca_file",
         Live,
         "the system's authorities",
-        "PEM file: only these certificates may sign those of relays",
+        "PEM file of authorities that may sign relays' certificates, instead of the system's",
     ),
-    key("discovery", "proxy", Live, "none", "HTTP proxy to the relays, http://host:port"),
+    key(
+        "discovery",
+        "relay_ca",
+        Live,
+        "auto",
+        "auto: relay_ca_file alone where it is given, else the system's; both: either may have signed",
+    ),
+    key(
+        "discovery",
+        "proxy",
+        Live,
+        "none",
+        "HTTP proxy to the relays, http://host:port; environment: as https_proxy and no_proxy say",
+    ),
     key(
         "discovery",
         "proxy_credentials_file",

@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use millrace_config::config::EndpointName;
-use millrace_config::discovery::{Discovery, HttpUrl};
+use millrace_config::discovery::{Authorities, Discovery, Proxy};
 use millrace_config::{Config, Exit};
 use millrace_control::clock;
 use millrace_control::netcheck_driver::NetcheckServer;
-use millrace_control::relay_client::{Proxy, RelayConfig, Trust};
+use millrace_control::relay_client::RelayConfig;
 use millrace_path::limits::NETCHECK_SERVERS_MAX;
 
 use super::Arguments;
@@ -27,7 +27,6 @@ const USUAL_FILE: &str = "/etc/millrace/millrace.toml";
 
 /// Whom to ask, and whether the router may be asked for a port.
 pub(super) fn find(arguments: &Arguments) -> Result<(Vec<NetcheckServer>, bool), Problem> {
-    let mut of_file = true;
     let mut discovery = match &arguments.config {
         Some(file) => read(file)?,
         None if arguments.relay.is_empty() && arguments.stun.is_empty() => {
@@ -38,15 +37,20 @@ pub(super) fn find(arguments: &Arguments) -> Result<(Vec<NetcheckServer>, bool),
             }
             read(file)?
         }
-        None => {
-            of_file = false;
-            Discovery::default()
-        }
+        None => Discovery { proxy: Proxy::Environment, ..Discovery::default() },
     };
-    add(&mut discovery.relay, &arguments.relay);
-    add(&mut discovery.stun, &arguments.stun);
-    if arguments.relay_ca_file.is_some() {
-        discovery.relay_ca_file.clone_from(&arguments.relay_ca_file);
+    for url in &arguments.relay {
+        if !discovery.relay.iter().any(|known| known.url == *url) {
+            discovery.relay.push(url.clone().into());
+        }
+    }
+    for server in &arguments.stun {
+        if !discovery.stun.contains(server) {
+            discovery.stun.push(server.clone());
+        }
+    }
+    if let Some(file) = &arguments.relay_ca_file {
+        discovery.authorities = Authorities::File(file.clone());
     }
     if !discovery.is_on() {
         let whom =
@@ -56,17 +60,8 @@ pub(super) fn find(arguments: &Arguments) -> Result<(Vec<NetcheckServer>, bool),
     if discovery.relay.len() + discovery.stun.len() > NETCHECK_SERVERS_MAX {
         eprintln!("millrace: only the first {NETCHECK_SERVERS_MAX} servers are asked");
     }
-    let proxy = if of_file { Proxy::None } else { Proxy::Environment };
     let port_mapping = discovery.port_mapping && !arguments.no_port_mapping;
-    Ok((look_up(&discovery, &proxy), port_mapping))
-}
-
-fn add<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
-    for one in more {
-        if !list.contains(one) {
-            list.push(one.clone());
-        }
-    }
+    Ok((look_up(&discovery), port_mapping))
 }
 
 fn read(file: &Path) -> Result<Discovery, Problem> {
@@ -79,13 +74,15 @@ fn read(file: &Path) -> Result<Discovery, Problem> {
 }
 
 /// All names at once. One that is not found is said and left out; a relay's client will look again.
-fn look_up(discovery: &Discovery, usual_proxy: &Proxy) -> Vec<NetcheckServer> {
+fn look_up(discovery: &Discovery) -> Vec<NetcheckServer> {
     let mut servers: Vec<NetcheckServer> = Vec::new();
     let mut names = Vec::new();
-    for url in &discovery.relay {
-        names.push((url.host.clone(), STUN_PORT));
-        let relay = Some(relay_config(url, discovery, usual_proxy));
-        servers.push(NetcheckServer { name: url.to_string(), relay, stun: Vec::new() });
+    for relay in &discovery.relay {
+        names.push((relay.url.host.clone(), STUN_PORT));
+        // As the control process reaches it.
+        let config = Some(RelayConfig::of(relay, discovery));
+        let name = relay.url.to_string();
+        servers.push(NetcheckServer { name, relay: config, stun: Vec::new() });
     }
     for stun in &discovery.stun {
         names.push(match stun {
@@ -120,21 +117,4 @@ fn look_up(discovery: &Discovery, usual_proxy: &Proxy) -> Vec<NetcheckServer> {
         eprintln!("millrace: {}: no name server answered within {limit} s", servers[index].name);
     }
     servers
-}
-
-/// As the control process reaches it.
-fn relay_config(url: &HttpUrl, discovery: &Discovery, usual_proxy: &Proxy) -> RelayConfig {
-    let mut config = RelayConfig::new(url.clone());
-    config.trust = match &discovery.relay_ca_file {
-        Some(file) => Trust::Authorities { system: false, file: Some(file.clone()) },
-        None => Trust::default(),
-    };
-    config.proxy = match &discovery.proxy {
-        Some(url) => Proxy::Server {
-            url: url.clone(),
-            credentials_file: discovery.proxy_credentials_file.clone(),
-        },
-        None => usual_proxy.clone(),
-    };
-    config
 }

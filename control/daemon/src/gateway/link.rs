@@ -11,6 +11,7 @@ use super::{Change, For, Gateway, Peer};
 use crate::endpoint_line;
 use crate::limits::{CONNECT_AGAIN, TRAFFIC_INTERVAL};
 use crate::plane::{News, PlaneError};
+use crate::relay_client::RelayClient;
 use crate::udp::Source;
 
 impl Gateway {
@@ -216,7 +217,7 @@ impl Gateway {
         while let Some(&request) = requests.unsent.last() {
             let wanted = requests.waiting.get(&request);
             let key = wanted.map(|wanted| match wanted {
-                For::Peer(key) | For::Relay { key, .. } => LinkKey(key.0),
+                For::Peer(key) | For::Relay(key) => LinkKey(key.0),
             });
             if let Some(key) = key
                 && !matches!(plane.link.want_box_key(request, key), Ok(true))
@@ -243,15 +244,17 @@ impl Gateway {
                     peer.problem = Some("the data plane has no key to talk to it with");
                 }
             }
-            (For::Relay { at, key: relay_key }, Ok(key)) => {
-                if let Some(relay) = self.relays.list.get_mut(at) {
-                    relay.client.give_box_key(now, relay_key, key);
+            (For::Relay(relay), Ok(key)) => {
+                // Not by its place in the list, which a reload may have changed.
+                let wants = |client: &RelayClient| client.wants_box_key() == Some(relay);
+                let waiting = self.relays.list.iter().position(|relay| wants(&relay.client));
+                if let Some(at) = waiting {
+                    self.relays.list[at].client.give_box_key(now, relay, key);
+                    self.handle_relay(now, at);
                 }
-                self.handle_relay(now, at);
             }
-            (For::Relay { at, .. }, Err(refusal)) => {
-                let url = self.relays.list.get(at).map(|relay| relay.url.as_str());
-                tracing::error!(url, "no key to log in at a relay with: {refusal}");
+            (For::Relay(relay), Err(refusal)) => {
+                tracing::error!(?relay, "no key to log in at a relay with: {refusal}");
             }
         }
     }

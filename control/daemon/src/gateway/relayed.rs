@@ -28,7 +28,7 @@ impl Gateway {
                         relay.state = State::Connecting { stage: stage.to_string() };
                     }
                     RelayEvent::NeedBoxKey { relay_key } => {
-                        self.want_box_key(For::Relay { at, key: relay_key });
+                        self.want_box_key(For::Relay(relay_key));
                     }
                     RelayEvent::Up(up) => {
                         let ms = up.connect_time.as_millis() as u64;

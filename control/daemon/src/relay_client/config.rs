@@ -1,9 +1,9 @@
 //! What an operator says about one relay.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use millrace_config::discovery::HttpUrl;
+use millrace_config::Fingerprint;
+use millrace_config::discovery::{self, Authorities, Discovery, HttpUrl, Relay};
 use millrace_path::sealed::PublicKey;
 use zeroize::Zeroizing;
 
@@ -23,6 +23,27 @@ pub struct RelayConfig {
 }
 
 impl RelayConfig {
+    /// As `[discovery]` has it.
+    pub fn of(relay: &Relay, discovery: &Discovery) -> Self {
+        Self {
+            url: relay.url.clone(),
+            relay_key: relay.key.map(|key| PublicKey(key.0)),
+            trust: match relay.certificate {
+                Some(certificate) => Trust::Pinned(certificate),
+                None => Trust::Authorities(discovery.authorities.clone()),
+            },
+            proxy: match &discovery.proxy {
+                discovery::Proxy::None => Proxy::None,
+                discovery::Proxy::Environment => Proxy::Environment,
+                discovery::Proxy::Server(url) => Proxy::Server {
+                    url: url.clone(),
+                    credentials_file: discovery.proxy_credentials_file.clone(),
+                },
+            },
+            mark: None,
+        }
+    }
+
     /// Without a proxy, trusting the authorities of the system.
     pub fn new(url: HttpUrl) -> Self {
         Self { url, relay_key: None, trust: Trust::default(), proxy: Proxy::None, mark: None }
@@ -32,49 +53,15 @@ impl RelayConfig {
 /// Whose certificates a relay may show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// Signed by an authority of the system, of a file, or of both; valid now and for the name.
-    Authorities { system: bool, file: Option<PathBuf> },
+    /// Signed by one of these, valid now and for the name.
+    Authorities(Authorities),
     /// This one, whatever name and dates it has.
     Pinned(Fingerprint),
 }
 
 impl Default for Trust {
     fn default() -> Self {
-        Self::Authorities { system: true, file: None }
-    }
-}
-
-/// SHA-256 of a certificate or of its public key (SPKI), both in DER.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint(pub [u8; 32]);
-
-impl Fingerprint {
-    /// Reads `sha256:` and 64 hex digits; the error says what was expected.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
-        const SHAPE: &str = "sha256: and 64 hex digits, of the certificate or of its public key";
-        let hex = text.strip_prefix("sha256:").ok_or(SHAPE)?;
-        let mut bytes = [0; 32];
-        if hex.len() != 64 || !hex.is_ascii() {
-            return Err(SHAPE);
-        }
-        for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-            let digits = str::from_utf8(digits).map_err(|_| SHAPE)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| SHAPE)?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("sha256:")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        Self::Authorities(Authorities::System)
     }
 }
 
@@ -219,15 +206,5 @@ mod tests {
         let bad = |_: &str| Some("ftp://secret@x".to_owned());
         let error = Proxy::Environment.find(&relay("https://b"), bad).err().unwrap();
         assert!(!error.to_string().contains("secret"), "{error}");
-    }
-
-    #[test]
-    fn fingerprints_are_read_and_written() {
-        let text = format!("sha256:{}", "0f".repeat(32));
-        assert_eq!(Fingerprint::parse(&text).unwrap().to_string(), text);
-        for bad in ["", "sha256:", "0f", &text[..70], &text.replace("0f", "zz")] {
-            assert!(Fingerprint::parse(bad).is_err(), "{bad}");
-        }
-        assert!(Fingerprint::parse(&format!("sha256:{}é", "0".repeat(62))).is_err());
     }
 }

@@ -111,11 +111,6 @@ impl RelayFailure {
             });
         };
         Self::Certificate(match certificate {
-            // An authority of the same name with another key signed it.
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
-                "the certificate of {host} is signed by nobody whom we trust: \
-                 give the file of its authority (relay_ca_file)"
-            ),
             CertificateError::ExpiredContext { time, not_after } => format!(
                 "the certificate of {host} ended at {}, and this machine's clock says {}: \
                  renew the certificate, or set the clock",
@@ -157,6 +152,8 @@ fn utc(time: UnixTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use millrace_path::sealed::PublicKey;
+
     use super::*;
 
     #[test]
@@ -173,6 +170,14 @@ mod tests {
             let time = UnixTime::since_unix_epoch(Duration::from_secs(second));
             assert_eq!(utc(time), text);
         }
+    }
+
+    #[test]
+    fn what_only_an_operator_can_end_is_not_hurried() {
+        let keys = (PublicKey([1; 32]), PublicKey([2; 32]));
+        assert!(RelayFailure::Certificate(String::new()).is_lasting());
+        assert!(RelayFailure::Protocol(ProtocolError::RelayKey(keys.0, keys.1)).is_lasting());
+        assert!(!RelayFailure::Closed("").is_lasting());
     }
 
     #[test]

@@ -86,7 +86,11 @@ pub enum ProtocolError {
     Unexpected(Kind),
     #[error("a {0:?} frame of {1} bytes, expected at most {max}", max = limits::RELAY_FRAME_MAX)]
     TooLong(Kind, usize),
-    #[error("the relay's key is {seen:?}, expected {expected:?}", seen = .0, expected = .1)]
+    #[error(
+        "the relay's key is {seen}, expected {expected}; if its operator says that this is its \
+         new one, write it into `key` of this relay and reload, else somebody is between",
+        seen = millrace_config::PublicKey(.0.0), expected = millrace_config::PublicKey(.1.0)
+    )]
     RelayKey(PublicKey, PublicKey),
     #[error("the relay's key is no proper key")]
     WeakKey(PublicKey),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use millrace_config::Fingerprint;
+use millrace_config::discovery::Authorities;
 use millrace_path::derp::VERSION;
 use millrace_path::sealed::PublicKey;
 use ring::digest::{SHA256, digest};
@@ -16,7 +18,7 @@ use rustls::{
     SignatureScheme,
 };
 
-use super::config::{Fingerprint, Trust};
+use super::config::Trust;
 use super::failure::RelayFailure;
 use super::files;
 
@@ -33,18 +35,7 @@ pub fn client_config(trust: &Trust) -> Result<Arc<ClientConfig>, RelayFailure> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let rule = match trust {
         Trust::Pinned(fingerprint) => Rule::Pinned(*fingerprint),
-        Trust::Authorities { system, file } => {
-            let mut roots = RootCertStore::empty();
-            if *system {
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-            if let Some(path) = file {
-                for certificate in files::certificates(path)? {
-                    roots.add(certificate).map_err(|error| RelayFailure::file(path, error))?;
-                }
-            }
-            Rule::Authorities(authorities(roots, &provider)?)
-        }
+        Trust::Authorities(whose) => Rule::Authorities(verifier(roots(whose)?, &provider)?),
     };
     let algorithms = provider.signature_verification_algorithms;
     let config = ClientConfig::builder_with_provider(provider)
@@ -56,7 +47,25 @@ pub fn client_config(trust: &Trust) -> Result<Arc<ClientConfig>, RelayFailure> {
     Ok(Arc::new(config))
 }
 
-fn authorities(
+fn roots(whose: &Authorities) -> Result<RootCertStore, RelayFailure> {
+    let (system, file) = match whose {
+        Authorities::System => (true, None),
+        Authorities::File(file) => (false, Some(file)),
+        Authorities::Both(file) => (true, Some(file)),
+    };
+    let mut roots = RootCertStore::empty();
+    if system {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    if let Some(path) = file {
+        for certificate in files::certificates(path)? {
+            roots.add(certificate).map_err(|error| RelayFailure::file(path, error))?;
+        }
+    }
+    Ok(roots)
+}
+
+fn verifier(
     roots: RootCertStore,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<WebPkiServerVerifier>, RelayFailure> {
@@ -100,11 +109,24 @@ enum Rule {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the certificate is another than the pinned one: expected {expected}, \
-     seen {certificate} (the certificate) with {key} (its public key)"
+     seen {certificate} (the certificate) with {key} (its public key); if the relay's operator \
+     says that this is its new one, write either into `certificate` of this relay and reload, \
+     else somebody is between"
 )]
 struct Mismatch {
     expected: Fingerprint,
     certificate: Fingerprint,
+    key: Fingerprint,
+}
+
+/// No authority that we trust signed it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the certificate of {host} is signed by nobody whom we trust: give the file of its authority \
+     (relay_ca_file), or pin its public key, if the relay's operator says that it is {key}"
+)]
+struct Unknown {
+    host: String,
     key: Fingerprint,
 }
 
@@ -122,7 +144,10 @@ impl ServerCertVerifier for Verifier {
                 // The one that names the relay's key signs nobody.
                 let signers: Vec<_> =
                     intermediates.iter().filter(|one| named_key(one).is_none()).cloned().collect();
-                verifier.verify_server_cert(end_entity, &signers, server_name, ocsp_response, now)
+                let host = server_name.to_str();
+                verifier
+                    .verify_server_cert(end_entity, &signers, server_name, ocsp_response, now)
+                    .map_err(|error| with_its_key(error, &host, end_entity))
             }
             Rule::Pinned(expected) => pinned(*expected, end_entity),
         }
@@ -155,15 +180,33 @@ fn pinned(
     expected: Fingerprint,
     certificate: &CertificateDer<'_>,
 ) -> Result<ServerCertVerified, Error> {
-    let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
-    let parsed = webpki::EndEntityCert::try_from(certificate).map_err(bad)?;
-    let key = sha256(&parsed.subject_public_key_info());
+    let key = public_key(certificate)?;
     let certificate = sha256(certificate);
     if expected == key || expected == certificate {
         return Ok(ServerCertVerified::assertion());
     }
-    let mismatch = Arc::new(Mismatch { expected, certificate, key });
-    Err(Error::InvalidCertificate(CertificateError::Other(OtherError(mismatch))))
+    Err(refusal(Mismatch { expected, certificate, key }))
+}
+
+/// Where the authority is not known, or is another of the same name: what could be pinned instead.
+fn with_its_key(error: Error, host: &str, certificate: &CertificateDer<'_>) -> Error {
+    use CertificateError::{BadSignature, UnknownIssuer};
+    match (&error, public_key(certificate)) {
+        (Error::InvalidCertificate(UnknownIssuer | BadSignature), Ok(key)) => {
+            refusal(Unknown { host: host.to_owned(), key })
+        }
+        _ => error,
+    }
+}
+
+fn refusal(why: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
+}
+
+fn public_key(certificate: &CertificateDer<'_>) -> Result<Fingerprint, Error> {
+    let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
+    let parsed = webpki::EndEntityCert::try_from(certificate).map_err(bad)?;
+    Ok(sha256(&parsed.subject_public_key_info()))
 }
 
 fn sha256(bytes: &[u8]) -> Fingerprint {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant as StdInstant};
 
-use millrace_config::discovery::HttpUrl;
+use millrace_config::discovery::{Authorities, HttpUrl};
 use millrace_control::relay_client::{RelayClient, RelayConfig, RelayEvent, Trust, Up};
 use millrace_lab::{Daemon, Namespace, gateway, wait_for};
 use millrace_path::Instant;
@@ -186,7 +186,7 @@ pub fn plain() -> RelayConfig {
 
 /// TLS to `host`, trusting one authority.
 pub fn secure(host: &str, authority: PathBuf) -> RelayConfig {
-    let trust = Trust::Authorities { system: false, file: Some(authority) };
+    let trust = Trust::Authorities(Authorities::File(authority));
     RelayConfig { trust, ..RelayConfig::new(url(&format!("https://{host}"))) }
 }
 

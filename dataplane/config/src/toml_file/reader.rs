@@ -1,6 +1,7 @@
 //! Walks the parsed document and remembers what is wrong, with its position.
 
-use std::net::SocketAddr;
+mod discovery;
+
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 
@@ -14,7 +15,6 @@ use crate::config::{
     Config, Dataplane, EndpointName, Interface, KeySource, Offload, Peer, Routes, Workers,
     is_interface_name, parse_net,
 };
-use crate::discovery::{Discovery, HttpUrl};
 use crate::key::PublicKey;
 use crate::limits;
 use crate::problem::{Problem, nearest, position, quoted};
@@ -174,40 +174,6 @@ impl<'t> Reader<'t> {
         ] {
             *switch = self.word(section, key, &[("auto", true), ("off", false)]).unwrap_or(true);
         }
-    }
-
-    fn discovery(&mut self, section: &Section<'_>, discovery: &mut Discovery) {
-        self.unknown_keys(section, "discovery", &[]);
-        let (relays, servers) = (limits::RELAYS_MAX, limits::STUN_SERVERS_MAX);
-        let like = "write it like \"https://relay.example.net\"";
-        discovery.relay = self.parsed(section, "relay", relays, like, HttpUrl::parse);
-        let like = "write it like \"stun.example.net:3478\"";
-        discovery.stun = self.parsed(section, "stun", servers, like, EndpointName::parse);
-        let like = "write it like \"198.51.100.7:51820\" or \"[2001:db8::1]:51820\"";
-        discovery.address =
-            self.parsed(section, "address", limits::OWN_ADDRESSES_MAX, like, |text| {
-                text.parse::<SocketAddr>()
-                    .ok()
-                    .filter(|address| address.port() != 0)
-                    .ok_or("an address and a port")
-            });
-        let like = "write it like \"http://proxy.example.net:3128\"";
-        discovery.proxy = self.string(section, "proxy").and_then(|text| {
-            let parsed = HttpUrl::parse(&text).and_then(|url| {
-                if url.tls {
-                    Err("an http:// URL: TLS runs inside the proxy's tunnel")
-                } else {
-                    Ok(url)
-                }
-            });
-            parsed.map_err(|e| self.wrong(section, "proxy", "no URL of a proxy", e, like)).ok()
-        });
-        let cure = "put the certificates into a PEM file and write its path here";
-        discovery.relay_ca_file = self.path(section, "relay_ca_file", cure);
-        let cure = "put user:password into a file of mode 0600 and write its path here";
-        discovery.proxy_credentials_file = self.path(section, "proxy_credentials_file", cure);
-        let words = [("auto", true), ("off", false)];
-        discovery.port_mapping = self.word(section, "port_mapping", &words).unwrap_or(true);
     }
 
     fn peers(&mut self, top: &Section<'_>, peers: &mut Vec<Peer>) {

@@ -5,7 +5,8 @@ use super::words::{AEAD, RECEIVE, TRANSMIT};
 use super::*;
 use crate::claims::Claims;
 use crate::config::*;
-use crate::discovery::{Discovery, HttpUrl};
+use crate::discovery::{Authorities, Discovery, HttpUrl, Proxy, Relay};
+use crate::fingerprint::Fingerprint;
 use crate::key::PublicKey;
 use crate::reference::{TABLES, names_in};
 
@@ -149,6 +150,102 @@ fn every_known_key_is_read_and_no_other() {
     }
 }
 
+/// A relay's table with these lines, and its `[discovery]` with more.
+fn relay(table: &str, more: &str) -> String {
+    format!("schema = 1\n[discovery]\nrelay = [{{ {table} }}]\n{more}\n")
+}
+
+#[test]
+fn a_relay_is_an_url_or_a_table_with_pins() {
+    let pin = format!("sha256:{}", "0a".repeat(32));
+    let text = format!(
+        "schema = 1\n[discovery]\nrelay = [\"https://a\", {{ url = \"https://b\", \
+         certificate = \"{pin}\", key = \"{KEY}\" }}]\nrelay_ca_file = \"/ca\"\nproxy = \"environment\""
+    );
+    let discovery = Config::from_toml(&text).unwrap().discovery;
+    let url = |text| HttpUrl::parse(text).unwrap();
+    let key = PublicKey::from_base64(KEY).unwrap();
+    let pinned =
+        Relay { url: url("https://b"), certificate: Some(Fingerprint([10; 32])), key: Some(key) };
+    assert_eq!(discovery.relay, [url("https://a").into(), pinned.clone()]);
+    assert_eq!(discovery.authorities, Authorities::File("/ca".into()));
+    assert_eq!(discovery.proxy, Proxy::Environment);
+    // The same as a table of tables, and the key as Tailscale writes it.
+    let text = format!(
+        "schema = 1\n[[discovery.relay]]\nurl = \"https://b\"\ncertificate = \"{pin}\"\n\
+         key = \"nodekey:{}\"\n",
+        key.to_hex()
+    );
+    assert_eq!(Config::from_toml(&text).unwrap().discovery.relay, [pinned]);
+    let text = relay("url = \"https://b\"", "relay_ca_file = \"/ca\"\nrelay_ca = \"both\"");
+    let discovery = Config::from_toml(&text).unwrap().discovery;
+    assert_eq!(discovery.authorities, Authorities::Both("/ca".into()));
+}
+
+#[test]
+fn what_is_wrong_with_a_relay_is_placed_and_named() {
+    let (https, pin) = ("url = \"https://b\"", format!("sha256:{}", "0a".repeat(32)));
+    for (text, wanted) in [
+        (relay("key = \"x\"", ""), "line 3, column 10: discovery.relay[1].url: the key is missing"),
+        (
+            relay("url = \"b\"", ""),
+            "line 3, column 18: discovery.relay[1].url: \"b\"; expected https",
+        ),
+        (
+            relay(&format!("{https}, certificate = \"{}\"", &pin[..70]), ""),
+            "line 3, column 45: discovery.relay[1].certificate: \"sha256:0a",
+        ),
+        (relay(&format!("{https}, certificate = 7"), ""), "certificate: \"7\"; expected a string"),
+        (
+            relay(&format!("{https}, key = \"abc\""), ""),
+            "relay[1].key: \"abc\"; expected a public key",
+        ),
+        (relay(&format!("{https}, pin = \"x\""), ""), "discovery.relay[1].pin: the key is unknown"),
+        (relay(&format!("{https}, certifcate = \"x\""), ""), "did you mean \"certificate\"?"),
+        (
+            relay(&format!("url = \"http://b\", certificate = \"{pin}\""), ""),
+            "certificate: at a relay without TLS; expected an https:// URL",
+        ),
+        ("schema = 1\n[discovery]\nrelay = \"https://a\"".into(), "a list of URLs or tables"),
+        (
+            "schema = 1\n[discovery]\nrelay = [7]".into(),
+            "line 3, column 10: discovery.relay: \"7\"",
+        ),
+        (
+            "schema = 1\n[discovery]\nrelay = [\"https://a\", { url = \"https://a:443\" }]".into(),
+            "line 3, column 23: discovery.relay: https://a twice",
+        ),
+        (
+            relay(https, "relay_ca = \"both\""),
+            "line 4, column 12: discovery.relay_ca: \"both\" without",
+        ),
+        (
+            relay(https, "proxy = \"https://p\""),
+            "line 4, column 9: discovery.proxy: no URL of a proxy",
+        ),
+        (
+            relay(https, "proxy = \"environment\"\nproxy_credentials_file = \"/p\""),
+            "line 5, column 26: discovery.proxy_credentials_file: proxy = \"environment\"",
+        ),
+    ] {
+        let seen = problems(&text);
+        assert!(seen.contains(wanted), "{text}\n  gave {seen}\n  and not {wanted}");
+    }
+    let many: Vec<String> =
+        (0..=limits::RELAYS_MAX).map(|number| format!("\"https://r{number}\"")).collect();
+    let said = problems(&format!("schema = 1\n[discovery]\nrelay = [{}]", many.join(", ")));
+    assert!(said.contains("discovery.relay: too many; expected at most 16"), "{said}");
+}
+
+#[test]
+fn every_key_of_the_tables_in_lists_is_read_and_no_other() {
+    for name in names_in("discovery.relay") {
+        let text = problems(&relay(&format!("{name} = 1979-05-27"), ""));
+        assert!(!text.contains("unknown"), "{name} stands in the table only: {text}");
+        assert!(text.contains(&format!("{name}: ")), "{name} is not read: {text}");
+    }
+}
+
 fn any_net() -> impl Strategy<Value = IpNet> {
     prop_oneof![
         (any::<[u8; 4]>(), 0..=32u8).prop_map(|(ip, len)| IpNet::new(ip.into(), len).unwrap()),
@@ -203,12 +300,33 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_relay()(
+        url in "(http|https)://[a-z][a-z0-9]{0,9}(:8443)?",
+        certificate: Option<[u8; 32]>,
+        key in prop::option::of(any::<[u8; 32]>().prop_filter("zero", |key| *key != [0; 32])),
+    ) -> Relay {
+        let url = HttpUrl::parse(&url).unwrap();
+        let certificate = certificate.filter(|_| url.tls).map(Fingerprint);
+        Relay { url, certificate, key: key.map(PublicKey) }
+    }
+}
+
+prop_compose! {
     fn any_discovery()(
-        relay in prop::collection::btree_set("(http|https)://[a-z][a-z0-9]{0,9}(:8443)?", 0..4),
+        mut relay in prop::collection::vec(any_relay(), 0..4),
         stun in prop::collection::btree_set("[a-z][a-z0-9]{0,9}:[1-9][0-9]{0,3}", 0..4),
         address in prop::collection::btree_set(any::<std::net::SocketAddr>(), 0..3),
-        paths in (prop::option::of("/[ -~]{0,20}"), prop::option::of("/[ -~]{0,20}")),
-        proxy in prop::option::of("http://[a-z][a-z0-9]{0,9}:3128"),
+        authorities in prop_oneof![
+            Just(Authorities::System),
+            "/[ -~]{0,20}".prop_map(|path| Authorities::File(path.into())),
+            "/[ -~]{0,20}".prop_map(|path| Authorities::Both(path.into())),
+        ],
+        proxy in prop_oneof![
+            Just(Proxy::None),
+            Just(Proxy::Environment),
+            "http://[a-z][a-z0-9]{0,9}:3128".prop_map(|url| Proxy::Server(HttpUrl::parse(&url).unwrap())),
+        ],
+        credentials in prop::option::of("/[ -~]{0,20}"),
         port_mapping: bool,
     ) -> Discovery {
         let with_port = |a: &std::net::SocketAddr| a.port() != 0;
@@ -216,12 +334,15 @@ prop_compose! {
         let plain = |a: std::net::SocketAddr| std::net::SocketAddr::new(a.ip(), a.port());
         let address = address.into_iter().filter(with_port).map(plain);
         let address: std::collections::BTreeSet<_> = address.collect();
+        relay.sort_by_key(|relay| relay.url.to_string());
+        relay.dedup_by_key(|relay| relay.url.to_string());
+        let credentials = credentials.filter(|_| proxy != Proxy::Environment);
         Discovery {
-            relay: relay.iter().map(|url| HttpUrl::parse(url).unwrap()).collect(),
+            relay,
             stun: stun.iter().map(|name| EndpointName::parse(name).unwrap()).collect(),
-            relay_ca_file: paths.0.map(Into::into),
-            proxy: proxy.map(|url| HttpUrl::parse(&url).unwrap()),
-            proxy_credentials_file: paths.1.map(Into::into),
+            authorities,
+            proxy,
+            proxy_credentials_file: credentials.map(Into::into),
             port_mapping,
             address: address.into_iter().collect(),
         }

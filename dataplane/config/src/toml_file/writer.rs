@@ -6,7 +6,7 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use crate::config::{Dataplane, Interface, KeySource, Offload, Peer, Routes, Workers};
-use crate::discovery::Discovery;
+use crate::discovery::{Authorities, Discovery, Proxy, Relay};
 
 pub(super) fn interface(out: &mut String, interface: &Interface) {
     line(out, format_args!("\n[interface]"));
@@ -66,17 +66,52 @@ pub(super) fn discovery(out: &mut String, discovery: &Discovery) {
         return;
     }
     line(out, format_args!("\n[discovery]"));
-    write_list(out, "relay", &discovery.relay);
+    relays(out, &discovery.relay);
     write_list(out, "stun", &discovery.stun);
     write_list(out, "address", &discovery.address);
-    write_path(out, "relay_ca_file", discovery.relay_ca_file.as_deref());
-    if let Some(proxy) = &discovery.proxy {
-        line(out, format_args!("proxy = {}", string(&proxy.to_string())));
+    match &discovery.authorities {
+        Authorities::System => {}
+        Authorities::File(file) => write_path(out, "relay_ca_file", Some(file)),
+        Authorities::Both(file) => {
+            write_path(out, "relay_ca_file", Some(file));
+            line(out, format_args!("relay_ca = \"both\""));
+        }
+    }
+    match &discovery.proxy {
+        Proxy::None => {}
+        Proxy::Environment => line(out, format_args!("proxy = \"environment\"")),
+        Proxy::Server(url) => line(out, format_args!("proxy = {}", string(&url.to_string()))),
     }
     write_path(out, "proxy_credentials_file", discovery.proxy_credentials_file.as_deref());
     if !discovery.port_mapping {
         line(out, format_args!("port_mapping = \"off\""));
     }
+}
+
+/// Those of which nothing is pinned as URLs, on one line if all are.
+fn relays(out: &mut String, relays: &[Relay]) {
+    let is_plain = |relay: &Relay| relay.certificate.is_none() && relay.key.is_none();
+    if relays.iter().all(is_plain) {
+        let urls: Vec<_> = relays.iter().map(|relay| &relay.url).collect();
+        return write_list(out, "relay", &urls);
+    }
+    line(out, format_args!("relay = ["));
+    for relay in relays {
+        let url = string(&relay.url.to_string());
+        if is_plain(relay) {
+            line(out, format_args!("    {url},"));
+            continue;
+        }
+        let mut table = format!("url = {url}");
+        if let Some(certificate) = relay.certificate {
+            let _ = write!(table, ", certificate = {}", string(&certificate.to_string()));
+        }
+        if let Some(key) = relay.key {
+            let _ = write!(table, ", key = {}", string(&key.to_base64()));
+        }
+        line(out, format_args!("    {{ {table} }},"));
+    }
+    line(out, format_args!("]"));
 }
 
 pub(super) fn peer(out: &mut String, peer: &Peer) {
