@@ -9,6 +9,7 @@ pub mod counters;
 pub mod endpoint_line;
 pub mod gateway;
 pub mod limits;
+pub mod look_up;
 pub mod names;
 pub mod nat64_driver;
 pub mod netcheck_driver;

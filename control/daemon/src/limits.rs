@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use millrace_config::limits::{RELAYS_MAX, STUN_SERVERS_MAX};
 use millrace_path::derp::PACKET_FRAME_MAX;
 
 /// Ways out that are probed: each multiplies the probes of a search.
 pub const UPLINKS_MAX: usize = 8;
+/// Names of hosts that wait to be looked up: all that one configuration can name.
+pub const LOOK_UPS_MAX: usize = RELAYS_MAX + STUN_SERVERS_MAX;
 /// Addresses of one STUN server's name that are asked.
 pub const NAME_ADDRESSES_MAX: usize = 4;
 /// Between two look-ups of names: the C library does not tell how long an answer is good for.

@@ -1,56 +1,44 @@
-//! Names of STUN servers, looked up beside everything else: nothing waits for a name server.
+//! Addresses of STUN servers, which may be given by names: looked up again from time to time.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use millrace_config::config::EndpointName;
 use millrace_path::time::Instant;
-use rustix::event::{EventfdFlags, eventfd};
 
 use crate::limits::{NAME_ADDRESSES_MAX, NAMES_AGAIN, NAMES_AGAIN_AFTER_FAILURE};
+use crate::look_up::{Answer, LookUps};
 
-/// All names that are wanted, and what is known of them.
+/// All servers that are wanted, and what is known of their hosts.
 #[derive(Debug)]
 pub struct Names {
     wanted: Vec<EndpointName>,
-    found: BTreeMap<String, Vec<SocketAddr>>,
+    found: BTreeMap<String, Vec<IpAddr>>,
     failures: BTreeMap<String, String>,
-    /// A thread is looking now; it ends with its list.
-    busy: bool,
+    look_ups: LookUps,
     look_at: Option<Instant>,
-    sender: Sender<Answer>,
-    answers: Receiver<Answer>,
-    wake: Arc<OwnedFd>,
 }
-
-type Answer = Vec<(String, io::Result<Vec<SocketAddr>>)>;
 
 impl Names {
     pub fn new() -> io::Result<Self> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (sender, answers) = channel();
         Ok(Self {
             wanted: Vec::new(),
             found: BTreeMap::new(),
             failures: BTreeMap::new(),
-            busy: false,
+            look_ups: LookUps::new()?,
             look_at: None,
-            sender,
-            answers,
-            wake,
         })
     }
 
     /// Looks these up from now on, and no others.
     pub fn want(&mut self, now: Instant, names: Vec<EndpointName>) {
-        self.found.retain(|name, _| names.iter().any(|wanted| wanted.to_string() == *name));
-        self.failures.clear();
         self.wanted = names;
+        let wanted = &self.wanted;
+        self.found.retain(|host, _| hosts(wanted).any(|wanted| wanted == host));
+        self.failures.clear();
+        self.look_ups.clear();
         self.look_at = Some(now);
     }
 
@@ -60,103 +48,128 @@ impl Names {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.look_at.filter(|_| !self.busy)
+        self.look_at.filter(|_| self.look_ups.is_idle())
     }
 
     /// Starts what is due and takes in what was found. True if addresses are new.
     pub fn handle(&mut self, now: Instant) -> bool {
-        let mut counter = [0; 8];
-        let _ = rustix::io::read(&self.wake, &mut counter);
-        let mut news = false;
-        while let Ok(answer) = self.answers.try_recv() {
-            self.busy = false;
-            news |= self.take(now, answer);
+        let (mut answered, mut news) = (false, false);
+        while let Some(answer) = self.look_ups.next_answer() {
+            answered = true;
+            news |= self.take(answer);
         }
-        if !self.busy && self.look_at.is_some_and(|at| at <= now) {
+        if answered && self.look_ups.is_idle() {
+            let failed = !self.failures.is_empty();
+            let after = if failed { NAMES_AGAIN_AFTER_FAILURE } else { NAMES_AGAIN };
+            self.look_at.get_or_insert(now + after);
+        }
+        if self.deadline().is_some_and(|at| at <= now) {
             self.look_at = None;
-            self.start(now);
+            hosts(&self.wanted).for_each(|host| self.look_ups.ask(host));
         }
         news
     }
 
     /// Every address that is known now, those given as such first.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        let mut list: Vec<SocketAddr> = self.wanted.iter().filter_map(literal).collect();
-        for address in self.found.values().flatten() {
-            if !list.contains(address) {
-                list.push(*address);
+        let literal = self.wanted.iter().filter_map(|name| match name {
+            EndpointName::Address(address) => Some(*address),
+            EndpointName::Name(..) => None,
+        });
+        let mut list: Vec<SocketAddr> = literal.collect();
+        for name in &self.wanted {
+            let EndpointName::Name(host, port) = name else { continue };
+            for ip in self.found.get(host).into_iter().flatten() {
+                let address = SocketAddr::new(*ip, *port);
+                if !list.contains(&address) {
+                    list.push(address);
+                }
             }
         }
         list
     }
 
-    /// Names that were not found, and why.
+    /// Hosts that were not found, and why.
     pub fn failures(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.failures.iter().map(|(name, why)| (name.as_str(), why.as_str()))
+        self.failures.iter().map(|(host, why)| (host.as_str(), why.as_str()))
     }
 
-    fn start(&mut self, now: Instant) {
-        let named = |name: &EndpointName| literal(name).is_none().then(|| name.to_string());
-        let names: Vec<String> = self.wanted.iter().filter_map(named).collect();
-        if names.is_empty() {
-            return;
+    fn take(&mut self, Answer { host, found }: Answer) -> bool {
+        if !hosts(&self.wanted).any(|wanted| wanted == host) {
+            return false;
         }
-        let (sender, wake) = (self.sender.clone(), Arc::clone(&self.wake));
-        let work = move || {
-            let answer = names.into_iter().map(|name| {
-                let found = name.to_socket_addrs().map(|found| found.collect());
-                (name, found)
-            });
-            // Whoever asked may be gone.
-            let _ = sender.send(answer.collect());
-            let _ = rustix::io::write(&wake, &1_u64.to_ne_bytes());
-        };
-        match thread::Builder::new().name("look-up".into()).spawn(work) {
-            Ok(_) => self.busy = true,
+        match found {
+            Ok(mut addresses) => {
+                addresses.truncate(NAME_ADDRESSES_MAX);
+                self.failures.remove(&host);
+                let before = self.found.insert(host, addresses.clone());
+                before != Some(addresses)
+            }
+            // What was found before is better than nothing.
             Err(error) => {
-                tracing::error!(%error, "no thread for looking names up");
-                self.look_at = Some(now + NAMES_AGAIN_AFTER_FAILURE);
+                if self.failures.insert(host.clone(), error.clone()).is_none() {
+                    tracing::warn!(host, error, "the name of a STUN server is not found");
+                }
+                false
             }
         }
-    }
-
-    fn take(&mut self, now: Instant, answer: Answer) -> bool {
-        let before = self.addresses();
-        let mut failed = false;
-        for (name, found) in answer {
-            if !self.wanted.iter().any(|wanted| wanted.to_string() == name) {
-                continue;
-            }
-            match found {
-                Ok(mut addresses) => {
-                    addresses.truncate(NAME_ADDRESSES_MAX);
-                    self.failures.remove(&name);
-                    self.found.insert(name, addresses);
-                }
-                // What was found before is better than nothing.
-                Err(error) => {
-                    failed = true;
-                    if self.failures.insert(name.clone(), error.to_string()).is_none() {
-                        tracing::warn!(name, %error, "the name of a STUN server is not found");
-                    }
-                }
-            }
-        }
-        let after = if failed { NAMES_AGAIN_AFTER_FAILURE } else { NAMES_AGAIN };
-        self.look_at.get_or_insert(now + after);
-        self.addresses() != before
     }
 }
 
 impl AsFd for Names {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+        self.look_ups.as_fd()
     }
 }
 
-fn literal(name: &EndpointName) -> Option<SocketAddr> {
-    match name {
-        EndpointName::Address(address) => Some(*address),
-        EndpointName::Name(..) => None,
+fn hosts(names: &[EndpointName]) -> impl Iterator<Item = &str> {
+    names.iter().filter_map(|name| match name {
+        EndpointName::Address(_) => None,
+        EndpointName::Name(host, _) => Some(host.as_str()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::*;
+
+    fn settle(names: &mut Names, now: Instant) {
+        names.handle(now);
+        while !names.look_ups.is_idle() {
+            let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+            let woken = poll(&mut [PollFd::new(&*names, PollFlags::IN)], Some(&limit)).unwrap();
+            assert_eq!(woken, 1, "no answer");
+            names.handle(now);
+        }
+    }
+
+    #[test]
+    fn names_are_looked_up_again_the_sooner_if_one_failed() {
+        let (mut names, now) = (Names::new().unwrap(), Instant::default());
+        let localhost = |port| EndpointName::Name("localhost".to_owned(), port);
+        let literal = EndpointName::Address(SocketAddr::from(([192, 0, 2, 1], 3478)));
+        // No name server is asked for such a name.
+        let bad = EndpointName::Name("..".to_owned(), 3478);
+        names.want(now, vec![localhost(3478), bad, literal, localhost(3480)]);
+        assert_eq!(names.deadline(), Some(now));
+        settle(&mut names, now);
+        let addresses = names.addresses();
+        assert_eq!(addresses[0], SocketAddr::from(([192, 0, 2, 1], 3478)));
+        for port in [3478, 3480] {
+            assert!(addresses[1..].iter().any(|a| a.ip().is_loopback() && a.port() == port));
+        }
+        assert_eq!(names.failures().map(|(host, _)| host).collect::<Vec<_>>(), [".."]);
+        assert_eq!(names.deadline(), Some(now + NAMES_AGAIN_AFTER_FAILURE));
+        // What is not wanted any more is no failure either.
+        let later = now + Duration::from_secs(1);
+        names.want(later, vec![localhost(3478)]);
+        assert!(names.addresses().iter().all(|address| address.port() == 3478));
+        settle(&mut names, later);
+        assert_eq!(names.failures().count(), 0);
+        assert_eq!(names.deadline(), Some(later + NAMES_AGAIN));
     }
 }

@@ -1,4 +1,4 @@
-//! Finds the NAT64 of an IPv6-only network by the system's resolver, on a thread beside everything.
+//! Finds the NAT64 of an IPv6-only network by the system's resolver.
 //!
 //! How the owner uses it:
 //!
@@ -15,41 +15,30 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use millrace_path::Instant;
 use millrace_path::nat64::{Event, Input, NAME, Nat64, Output};
-use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::event::PollFlags;
 
-type Answers = Result<Vec<IpAddr>, String>;
+use crate::look_up::LookUps;
 
-/// The finder of prefixes with its thread.
+/// The finder of prefixes with its look-ups.
 #[derive(Debug)]
 pub struct Nat64Driver {
     nat64: Nat64,
     deadline: Option<Instant>,
     events: VecDeque<Event>,
-    sender: Sender<Answers>,
-    answers: Receiver<Answers>,
-    /// Readable when an answer is there.
-    wake: Arc<OwnedFd>,
+    look_ups: LookUps,
 }
 
 impl Nat64Driver {
     pub fn new() -> io::Result<Self> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (sender, answers) = channel();
         Ok(Self {
             nat64: Nat64::default(),
             deadline: None,
             events: VecDeque::new(),
-            sender,
-            answers,
-            wake,
+            look_ups: LookUps::new()?,
         })
     }
 
@@ -60,7 +49,7 @@ impl Nat64Driver {
 
     /// What to wait for: the same descriptor for as long as the driver lives.
     pub fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
-        (self.wake.as_fd(), PollFlags::IN)
+        (self.look_ups.as_fd(), PollFlags::IN)
     }
 
     /// When [`Self::handle`] must be called at the latest.
@@ -70,11 +59,14 @@ impl Nat64Driver {
 
     /// Does what is due. Then take [`Self::next_event`] until there is none.
     pub fn handle(&mut self, now: Instant) {
-        let mut counter = [0; 8];
-        // Nothing to read: nobody called.
-        let _ = rustix::io::read(&self.wake, &mut counter);
-        while let Ok(answers) = self.answers.try_recv() {
-            self.input(now, Input::Answers(answers));
+        while let Some(answer) = self.look_ups.next_answer() {
+            let found = answer.found.map_err(|error| {
+                format!(
+                    "{NAME}: {error}; check /etc/resolv.conf: without a name server this host does \
+                     not learn how its network reaches IPv4"
+                )
+            });
+            self.input(now, Input::Answers(found));
         }
         if self.deadline.is_some_and(|at| at <= now) {
             self.input(now, Input::Timeout);
@@ -96,35 +88,10 @@ impl Nat64Driver {
         self.deadline = None;
         while let Some(output) = self.nat64.poll_output() {
             match output {
-                Output::LookUp => self.look_up(),
+                Output::LookUp => self.look_ups.ask(NAME),
                 Output::Event(event) => self.events.push_back(event),
                 Output::Timeout(at) => self.deadline = Some(at),
             }
-        }
-    }
-
-    /// One at a time: the core asks for the next when this one has ended.
-    fn look_up(&self) {
-        let (sender, wake) = (self.sender.clone(), Arc::clone(&self.wake));
-        let tell = move |answers: Answers| {
-            // Whoever asked may be gone.
-            let _ = sender.send(answers);
-            let _ = rustix::io::write(&wake, &1_u64.to_ne_bytes());
-        };
-        let told = tell.clone();
-        let look = move || {
-            let found = (NAME, 0).to_socket_addrs();
-            told(found.map(|found| found.map(|address: SocketAddr| address.ip()).collect()).map_err(
-                |error| {
-                    format!(
-                        "{NAME}: {error}; check /etc/resolv.conf: without a name server this host \
-                         does not learn how its network reaches IPv4"
-                    )
-                },
-            ));
-        };
-        if let Err(error) = thread::Builder::new().name("nat64".into()).spawn(look) {
-            tell(Err(format!("no thread to look {NAME} up: {error}")));
         }
     }
 }

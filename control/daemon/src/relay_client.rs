@@ -180,9 +180,9 @@ impl RelayClient {
     /// Does what is due. Then take [`Self::next_event`] until there is none.
     pub fn handle(&mut self, now: Instant) {
         self.now = self.now.max(now);
-        if self.resolver.heard() && !matches!(self.stage, Stage::LookUp { .. }) {
-            // Nobody waited any longer, but the next failure of a name server may need it.
-            self.resolver.poll();
+        if !matches!(self.stage, Stage::LookUp { .. }) {
+            // Nobody waits any longer, but the next failure of a name server may need it.
+            self.resolver.poll("");
         }
         let result = match &mut self.stage {
             Stage::Waiting { until } if *until <= now => self.begin(),

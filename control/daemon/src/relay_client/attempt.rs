@@ -37,9 +37,9 @@ impl RelayClient {
     }
 
     pub(super) fn look_up(&mut self) -> Result<(), RelayFailure> {
-        let found = self.resolver.poll();
         let now = self.now;
         let Stage::LookUp { way, limit, began } = &mut self.stage else { return Ok(()) };
+        let found = self.resolver.poll(&way.host);
         let (host, began) = (way.host.clone(), *began);
         match found {
             Found::NotYet if now < *limit => Ok(()),

@@ -1,30 +1,17 @@
-//! Looks the name of a host up beside everything else: the C library only knows how to wait.
+//! The addresses of the host that is dialled, as far as a name server or memory has them.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, TryRecvError};
-use std::thread;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::event::{EventfdFlags, eventfd};
+use crate::look_up::LookUps;
 
-/// One look-up at a time, and the addresses of the last that worked.
+/// Look-ups, and the addresses of the last that worked.
 #[derive(Debug)]
 pub struct Resolver {
-    bell: Arc<Bell>,
-    running: Option<(String, Receiver<io::Result<Vec<IpAddr>>>)>,
+    look_ups: LookUps,
     /// A name server may be away when its answer is needed most.
     last: Option<(String, Vec<IpAddr>)>,
-}
-
-/// How a look-up's thread wakes the owner.
-#[derive(Debug)]
-struct Bell {
-    fd: OwnedFd,
-    /// Set after the descriptor was: who sees it can silence that.
-    rung: AtomicBool,
 }
 
 /// What is known of a name.
@@ -38,66 +25,36 @@ pub enum Found {
 
 impl Resolver {
     pub fn new() -> io::Result<Self> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let bell = Arc::new(Bell { fd, rung: AtomicBool::new(false) });
-        Ok(Self { bell, running: None, last: None })
+        Ok(Self { look_ups: LookUps::new()?, last: None })
     }
 
-    /// Asks for a host. A question that is still on its way serves again: a dead name server costs
-    /// one thread, however often we try.
+    /// Asks for a host.
     pub fn ask(&mut self, host: &str) -> Found {
         if let Ok(address) = host.parse() {
             return Found::Addresses(vec![address]);
         }
-        if self.running.as_ref().is_some_and(|(asked, _)| asked == host) {
-            return self.poll();
-        }
-        let (sender, receiver) = mpsc::channel();
-        let (name, bell) = (host.to_owned(), self.bell.clone());
-        let run = move || {
-            let found = (name.as_str(), 0).to_socket_addrs();
-            let found = found.map(|all| all.map(|address: SocketAddr| address.ip()).collect());
-            // Nobody listens any more, or is awake already: both are fine.
-            let _ = sender.send(found);
-            let _ = rustix::io::write(&bell.fd, &1_u64.to_ne_bytes());
-            bell.rung.store(true, Ordering::Release);
-        };
-        match thread::Builder::new().name("relay-look-up".into()).spawn(run) {
-            Ok(_) => {
-                self.running = Some((host.to_owned(), receiver));
-                Found::NotYet
-            }
-            Err(error) => Found::Error(error.to_string()),
-        }
+        self.look_ups.ask(host);
+        Found::NotYet
     }
 
-    /// Looks whether the answer is there.
-    pub fn poll(&mut self) -> Found {
-        let Some((host, receiver)) = &self.running else {
-            return Found::Error("the look-up ended without an answer".into());
-        };
-        let found = match receiver.try_recv() {
-            Err(TryRecvError::Empty) => return Found::NotYet,
-            Ok(Ok(addresses)) if addresses.is_empty() => Found::Error("it has no address".into()),
-            Ok(Ok(addresses)) => {
-                self.last = Some((host.clone(), addresses.clone()));
-                Found::Addresses(addresses)
+    /// Takes in what was found, whether anybody still waits for it or not, and says what is known of
+    /// `host` now.
+    pub fn poll(&mut self, host: &str) -> Found {
+        let mut known = Found::NotYet;
+        while let Some(answer) = self.look_ups.next_answer() {
+            let is_asked = answer.host == host;
+            match answer.found {
+                Ok(addresses) => {
+                    self.last = Some((answer.host, addresses.clone()));
+                    if is_asked {
+                        known = Found::Addresses(addresses);
+                    }
+                }
+                Err(error) if is_asked => known = Found::Error(error),
+                Err(_) => {}
             }
-            Ok(Err(error)) => Found::Error(error.to_string()),
-            Err(TryRecvError::Disconnected) => Found::Error("the look-up ended".into()),
-        };
-        self.running = None;
-        found
-    }
-
-    /// Silences the descriptor if a look-up ended, whether anybody still waits for it or not. True
-    /// if one did.
-    pub fn heard(&mut self) -> bool {
-        let rung = self.bell.rung.swap(false, Ordering::Acquire);
-        if rung {
-            let _ = rustix::io::read(&self.bell.fd, &mut [0; 8]);
         }
-        rung
+        known
     }
 
     /// What an earlier look-up found.
@@ -108,33 +65,40 @@ impl Resolver {
 
 impl AsFd for Resolver {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.fd.as_fd()
+        self.look_ups.as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
-    fn readable(resolver: &Resolver, seconds: i64) -> bool {
-        let limit = Timespec { tv_sec: seconds, tv_nsec: 0 };
-        let mut fds = [PollFd::new(resolver, PollFlags::IN)];
-        poll(&mut fds, Some(&limit)).unwrap() > 0
-    }
-
-    /// Also one that ends after everybody stopped waiting must not wake the owner for ever.
+    /// Also what came after everybody stopped waiting.
     #[test]
-    fn a_look_up_wakes_once_and_is_remembered() {
+    fn what_was_found_is_remembered() {
         let mut resolver = Resolver::new().unwrap();
         assert!(matches!(resolver.ask("192.0.2.1"), Found::Addresses(_)));
         assert!(matches!(resolver.ask("localhost"), Found::NotYet));
-        assert!(readable(&resolver, 30));
-        while !resolver.heard() {}
-        assert!(!readable(&resolver, 0));
-        assert!(matches!(resolver.poll(), Found::Addresses(_)));
+        let start = Instant::now();
+        while resolver.last_known("localhost").is_none() {
+            assert!(start.elapsed() < Duration::from_secs(30), "no answer");
+            assert!(matches!(resolver.poll(""), Found::NotYet));
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert!(resolver.last_known("localhost").is_some_and(|all| all[0].is_loopback()));
         assert!(resolver.last_known("other").is_none());
+        // No name server is asked for such a name.
+        assert!(matches!(resolver.ask(".."), Found::NotYet));
+        loop {
+            match resolver.poll("..") {
+                Found::NotYet => assert!(start.elapsed() < Duration::from_secs(60)),
+                Found::Error(_) => break,
+                Found::Addresses(found) => panic!("{found:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(resolver.last_known("localhost").is_some(), "better than nothing");
     }
 }
