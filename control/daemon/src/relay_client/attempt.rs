@@ -13,7 +13,8 @@ use super::failure::RelayFailure;
 use super::link::Link;
 use super::resolve::Found;
 use super::tls::Session;
-use super::{RelayClient, Stage, Step, Way, Wire, http, trust};
+use super::wire::{Step, Wire};
+use super::{RelayClient, Stage, Way, http, trust};
 use crate::limits;
 
 impl RelayClient {
