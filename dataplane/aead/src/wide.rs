@@ -21,9 +21,11 @@ pub(crate) const TEXT_LEN_MAX: usize = 65_536;
 /// Packets that are sorted by length together. A data plane's batch is as long.
 const SORTED_MAX: usize = 64;
 /// The most that a back-end has.
-const LANES_MAX: usize = 32;
+pub(crate) const LANES_MAX: usize = 32;
+/// Lanes that are handed out at once, of which some may be too many.
+const LANES_AT_ONCE: usize = 4;
 /// A one-time key and less than a strip of every text, whose last block may be a part of one.
-const GROUP_LANES_MAX: usize = TEXTS_MAX * (1 + LANES_MAX);
+const GROUP_LANES_MAX: usize = TEXTS_MAX * (1 + LANES_MAX) + LANES_AT_ONCE;
 
 /// "expand 32-byte k" (RFC 8439 section 2.3).
 pub(crate) const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
@@ -33,26 +35,20 @@ pub(crate) trait Engine: Copy {
     /// ChaCha20 blocks at a time, at most 32.
     const LANES: usize;
 
-    /// Writes the keystream of [`Self::LANES`] lanes, from the lane `from`.
-    fn keystream(self, texts: &Texts<'_>, lanes: &Lanes, from: usize, to: &mut [[u8; BLOCK_LEN]]);
+    /// Writes the keystream of [`Self::LANES`] lanes, from the lane `from`; of lanes that do not
+    /// exist, any or none.
+    fn keystream(self, texts: &Texts<'_, '_>, lanes: &Lanes, from: usize, to: &mut [Block]);
 
     /// Adds blocks of keystream to the texts of as many lanes, from the lane `from`.
-    fn add_blocks(
-        self,
-        texts: &mut Texts<'_>,
-        lanes: &Lanes,
-        from: usize,
-        blocks: &[[u8; BLOCK_LEN]],
-    );
+    fn add_blocks(self, texts: &mut Texts<'_, '_>, lanes: &Lanes, from: usize, blocks: &[Block]);
 
-    /// Adds the keystream of [`Self::LANES`] lanes, from the lane `from`, to their texts.
-    fn apply(self, texts: &mut Texts<'_>, lanes: &Lanes, from: usize);
+    /// Adds the keystream to the whole strips that `text` begins with. There is room in `blocks`
+    /// for [`Self::LANES`] of its blocks.
+    fn apply_strips(self, key: &[u32; 8], counter: u64, text: &mut [u8], blocks: &mut [Block]);
 
-    /// Adds the keystream to the whole strips that `text` begins with.
-    fn apply_strips(self, key: &[u32; 8], counter: u64, text: &mut [u8]);
-
-    /// The tag of every text, which is ciphertext.
-    fn tags(self, keys: &KeyBlocks, texts: &Texts<'_>) -> [[u8; TAG_LEN]; TEXTS_MAX];
+    /// The tag of every text, which is ciphertext. The texts' one-time keys begin the first blocks
+    /// of `keys`.
+    fn tags(self, keys: &[Block; LANES_MAX], texts: &Texts<'_, '_>) -> [[u8; TAG_LEN]; TEXTS_MAX];
 }
 
 /// A packet to work on.
@@ -68,24 +64,16 @@ pub(crate) struct Item<'a> {
 /// Seals or opens packets, in any number. Texts have at most [`TEXT_LEN_MAX`] bytes.
 pub(crate) fn work<'a, E: Engine>(engine: E, items: impl Iterator<Item = Item<'a>>) {
     let mut sorted: ArrayVec<Item<'a>, SORTED_MAX> = ArrayVec::new();
-    let mut items = items.fuse();
     ROOM.with_borrow_mut(|room| {
-        loop {
-            sorted.extend(items.by_ref().take(SORTED_MAX));
-            if sorted.is_empty() {
-                break;
+        for item in items {
+            sorted.push(item);
+            if sorted.is_full() {
+                room.work_on(engine, &mut sorted);
+                sorted.clear();
             }
-            // Texts of a group share their lanes' time, so they should be of one length.
-            if !sorted.is_sorted_by_key(|item| item.text.len()) {
-                sorted.sort_unstable_by_key(|item| item.text.len());
-            }
-            for group in sorted.chunks_mut(TEXTS_MAX) {
-                room.work_on_group(engine, group);
-            }
-            sorted.clear();
         }
-        wipe(&mut room.keys.0);
-        wipe(&mut room.blocks);
+        room.work_on(engine, &mut sorted);
+        room.wipe();
     });
 }
 
@@ -97,103 +85,144 @@ thread_local! {
 /// What work on a group needs room for. No secret stays in it between batches.
 struct Room {
     lanes: Lanes,
-    keys: KeyBlocks,
-    /// The keystream of the lanes with one-time keys.
-    blocks: [[u8; BLOCK_LEN]; LANES_MAX],
+    /// The keystream of the first lanes, which begins with the blocks that give one-time keys.
+    first: Blocks,
+    /// The keystream of the others, in turn.
+    blocks: Blocks,
+    /// Whether anything was written to `blocks`.
+    has_blocks: bool,
 }
+
+/// A block of keystream.
+pub(crate) type Block = [u8; BLOCK_LEN];
+
+/// Aligned, so that none lies across two cache lines.
+#[repr(align(64))]
+struct Blocks([Block; LANES_MAX]);
 
 impl Room {
     const fn new() -> Self {
-        Self { lanes: Lanes::new(), keys: KeyBlocks::new(), blocks: [[0; BLOCK_LEN]; LANES_MAX] }
+        Self {
+            lanes: Lanes::new(),
+            first: Blocks([[0; BLOCK_LEN]; LANES_MAX]),
+            blocks: Blocks([[0; BLOCK_LEN]; LANES_MAX]),
+            has_blocks: false,
+        }
     }
 
-    fn work_on_group<E: Engine>(&mut self, engine: E, group: &mut [Item<'_>]) {
-        let Self { lanes, keys, blocks } = self;
-        let mut texts = Texts::default();
-        let mut tags: ArrayVec<&mut [u8; TAG_LEN], TEXTS_MAX> = ArrayVec::new();
-        let mut verdicts: ArrayVec<&mut bool, TEXTS_MAX> = ArrayVec::new();
-        for item in group {
-            texts.push(item.key, item.counter, item.text);
-            tags.push(item.tag);
-            verdicts.extend(item.verified.as_deref_mut());
+    /// In groups.
+    fn work_on<E: Engine>(&mut self, engine: E, items: &mut [Item<'_>]) {
+        // Texts of a group share their lanes' time, so they should be of one length.
+        if !items.is_sorted_by_key(|item| item.text.len()) {
+            items.sort_unstable_by_key(|item| item.text.len());
         }
-        lanes.fill::<E>(&texts);
+        for group in items.chunks_mut(TEXTS_MAX) {
+            self.work_on_group(engine, &mut Texts::new(group));
+        }
+    }
+
+    fn work_on_group<E: Engine>(&mut self, engine: E, texts: &mut Texts<'_, '_>) {
+        let Self { lanes, first: Blocks(first), blocks: Blocks(blocks), has_blocks } = self;
+        lanes.fill::<E>(texts);
         // 1. The one-time keys. Text blocks that share their lanes wait.
         let mut from = 0;
         while from < texts.len() {
-            engine.keystream(&texts, lanes, from, blocks);
-            let left = texts.len() - from;
-            for (key, block) in keys.0[from..].iter_mut().zip(&*blocks).take(left.min(E::LANES)) {
-                *key = *block;
-            }
+            engine.keystream(texts, lanes, from, &mut first[from..from + E::LANES]);
             from += E::LANES;
         }
         // 2. Opening: nothing is decrypted before its tag is known to be right or wrong.
-        let opens = !verdicts.is_empty();
+        let opens = texts.items.first().is_some_and(|item| item.verified.is_some());
         if opens {
-            let expected = engine.tags(keys, &texts);
-            for ((tag, expected), verdict) in tags.iter().zip(&expected).zip(&mut verdicts) {
-                **verdict = is_equal(tag, expected);
+            let expected = engine.tags(first, texts);
+            for (item, expected) in texts.items.iter_mut().zip(&expected) {
+                if let Some(verdict) = &mut item.verified {
+                    **verdict = is_equal(item.tag, expected);
+                }
             }
         }
         // 3. The texts.
         let count = texts.len();
-        engine.add_blocks(&mut texts, lanes, count, &blocks[count - (from - E::LANES)..E::LANES]);
-        for nth in 0..texts.len() {
-            let (key, counter) = (texts.keys[nth], texts.counters[nth]);
-            if texts.texts[nth].len() >= E::LANES * BLOCK_LEN {
-                engine.apply_strips(key, counter, texts.texts[nth]);
+        engine.add_blocks(texts, lanes, count, &first[count..from]);
+        for item in &mut *texts.items {
+            if item.text.len() >= E::LANES * BLOCK_LEN {
+                engine.apply_strips(item.key, item.counter, item.text, blocks);
+                *has_blocks = true;
             }
         }
         while from < lanes.len() {
-            engine.apply(&mut texts, lanes, from);
+            engine.keystream(texts, lanes, from, blocks);
+            engine.add_blocks(texts, lanes, from, &blocks[..E::LANES]);
+            *has_blocks = true;
             from += E::LANES;
         }
         // 4. Sealing: the tags of what is ciphertext now. Opening: what is not authentic goes.
         if opens {
-            for (nth, _) in verdicts.iter().enumerate().filter(|(_, verdict)| !***verdict) {
-                texts.texts[nth].fill(0);
-                tags[nth].fill(0);
+            for item in &mut *texts.items {
+                if item.verified.as_deref() == Some(&false) {
+                    item.text.fill(0);
+                    item.tag.fill(0);
+                }
             }
         } else {
-            for (tag, value) in tags.iter_mut().zip(engine.tags(keys, &texts)) {
-                **tag = value;
+            let tags = engine.tags(first, texts);
+            for (item, tag) in texts.items.iter_mut().zip(&tags) {
+                *item.tag = *tag;
             }
+        }
+    }
+
+    fn wipe(&mut self) {
+        wipe(&mut self.first.0);
+        if std::mem::take(&mut self.has_blocks) {
+            wipe(&mut self.blocks.0);
         }
     }
 }
 
 /// The texts of a group with what encrypts them.
-#[derive(Default)]
-pub(crate) struct Texts<'a> {
-    keys: ArrayVec<&'a [u32; 8], TEXTS_MAX>,
-    counters: ArrayVec<u64, TEXTS_MAX>,
-    texts: ArrayVec<&'a mut [u8], TEXTS_MAX>,
+pub(crate) struct Texts<'g, 'a> {
+    items: &'g mut [Item<'a>],
+    /// The key, if all texts have the same. (They are compared by place: no key is looked at.)
+    common_key: Option<&'a [u32; 8]>,
 }
 
-impl<'a> Texts<'a> {
-    fn push(&mut self, key: &'a [u32; 8], counter: u64, text: &'a mut [u8]) {
-        self.keys.push(key);
-        self.counters.push(counter);
-        self.texts.push(text);
+impl<'g, 'a> Texts<'g, 'a> {
+    /// Of at most [`TEXTS_MAX`] items.
+    fn new(items: &'g mut [Item<'a>]) -> Self {
+        let first = items.first().map(|item| item.key);
+        let common_key =
+            first.filter(|first| items.iter().all(|item| std::ptr::eq(item.key, *first)));
+        Self { items, common_key }
     }
 
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.texts.len()
+        self.items.len()
     }
 
-    /// The key, if all texts have the same. (They are compared by place: no key is looked at.)
     #[inline]
     pub(crate) fn common_key(&self) -> Option<&'a [u32; 8]> {
-        let first = *self.keys.first()?;
-        self.keys.iter().all(|key| std::ptr::eq(*key, first)).then_some(first)
+        self.common_key
+    }
+
+    pub(crate) fn lens(&self) -> impl Iterator<Item = usize> {
+        self.items.iter().map(|item| item.text.len())
+    }
+
+    /// The length of the shortest text.
+    pub(crate) fn shortest(&self) -> usize {
+        self.lens().fold(usize::MAX, usize::min)
+    }
+
+    /// The length of the longest text.
+    pub(crate) fn longest(&self) -> usize {
+        self.lens().fold(0, usize::max)
     }
 
     /// The text `nth`; of one that does not exist, an empty one.
     #[inline]
     pub(crate) fn get(&self, nth: usize) -> &[u8] {
-        self.texts.get(nth).map_or(&[], |text| &**text)
+        self.items.get(nth).map_or(&[], |item| &*item.text)
     }
 }
 
@@ -221,35 +250,39 @@ impl Lanes {
     }
 
     /// Hands out the blocks of `texts` to the lanes of `E`.
-    fn fill<E: Engine>(&mut self, texts: &Texts<'_>) {
-        self.len = 0;
-        for (owner, &counter) in texts.counters.iter().enumerate() {
-            self.push(owner, 0, 1, counter);
+    fn fill<E: Engine>(&mut self, texts: &Texts<'_, '_>) {
+        let own = self.owners.iter_mut().zip(&mut self.blocks);
+        let halves = self.lows.iter_mut().zip(&mut self.highs);
+        for (nth, (item, ((owner, block), (low, high)))) in
+            texts.items.iter().zip(own.zip(halves)).enumerate()
+        {
+            (*owner, *block) = (nth as u8, 0);
+            (*low, *high) = (item.counter as u32, (item.counter >> 32) as u32);
         }
-        for (owner, (text, &counter)) in texts.texts.iter().zip(&texts.counters).enumerate() {
-            let in_strips = text.len() / (E::LANES * BLOCK_LEN) * E::LANES;
-            let count = text.len().div_ceil(BLOCK_LEN) - in_strips;
+        self.len = texts.len();
+        for (owner, item) in texts.items.iter().enumerate() {
+            let in_strips = item.text.len() / (E::LANES * BLOCK_LEN) * E::LANES;
+            let count = item.text.len().div_ceil(BLOCK_LEN) - in_strips;
             // The first block of a text has the counter 1.
-            self.push(owner, in_strips as u32 + 1, count, counter);
+            self.push(owner, in_strips as u32 + 1, count, item.counter);
         }
     }
 
+    /// Hands out `count` blocks of a text.
     #[inline]
     fn push(&mut self, owner: usize, first_block: u32, count: usize, counter: u64) {
-        let range = self.len..self.len + count;
-        let lanes = self.owners[range.clone()]
-            .iter_mut()
-            .zip(&mut self.blocks[range.clone()])
-            .zip(&mut self.lows[range.clone()])
-            .zip(&mut self.highs[range.clone()])
-            .zip(first_block..);
-        for ((((to_owner, block), low), high), nth_block) in lanes {
-            *to_owner = owner as u8;
-            *block = nth_block;
-            *low = counter as u32;
-            *high = (counter >> 32) as u32;
+        let end = self.len + count;
+        let mut block = first_block;
+        // A fixed number at once is a store each; what is too much the next text writes over.
+        for at in (self.len..end).step_by(LANES_AT_ONCE) {
+            let lanes = at..at + LANES_AT_ONCE;
+            self.owners[lanes.clone()].fill(owner as u8);
+            self.blocks[lanes.clone()].copy_from_slice(&[block, block + 1, block + 2, block + 3]);
+            self.lows[lanes.clone()].fill(counter as u32);
+            self.highs[lanes].fill((counter >> 32) as u32);
+            block += LANES_AT_ONCE as u32;
         }
-        self.len = range.end;
+        self.len = end;
     }
 
     #[inline]
@@ -259,12 +292,12 @@ impl Lanes {
 
     /// State words 4 to 11 of `N` lanes: the keys of their texts, word by word.
     #[inline]
-    pub(crate) fn keys<const N: usize>(&self, texts: &Texts<'_>, from: usize) -> [[u32; N]; 8] {
+    pub(crate) fn keys<const N: usize>(&self, texts: &Texts<'_, '_>, from: usize) -> [[u32; N]; 8] {
         let mut words = [[0; N]; 8];
         for nth in 0..N {
             // A lane that does not exist may name a text of an earlier group: then any key does.
-            let Some(key) = texts.keys.get(self.owner(from + nth)) else { continue };
-            for (words, word) in words.iter_mut().zip(*key) {
+            let Some(item) = texts.items.get(self.owner(from + nth)) else { continue };
+            for (words, word) in words.iter_mut().zip(item.key) {
                 words[nth] = *word;
             }
         }
@@ -286,34 +319,15 @@ impl Lanes {
         })
     }
 
-    /// The part of a text that belongs to `lane` and to those behind it, up to the end of the text or
-    /// to `count` lanes; and how many lanes these are, at least one.
+    /// The part of a text that begins with the block of `lane`.
     #[inline]
-    pub(crate) fn run<'t>(
+    pub(crate) fn rest_of_text<'t>(
         &self,
-        texts: &'t mut Texts<'_>,
+        texts: &'t mut Texts<'_, '_>,
         lane: usize,
-        count: usize,
-    ) -> (&'t mut [u8], usize) {
+    ) -> &'t mut [u8] {
         let at = (self.blocks[lane] as usize - 1) * BLOCK_LEN;
-        let text = &mut texts.texts[self.owner(lane)][at..];
-        let len = text.len().min(count * BLOCK_LEN);
-        (&mut text[..len], len.div_ceil(BLOCK_LEN).max(1))
-    }
-}
-
-/// The block of each text that begins with its one-time key.
-#[repr(align(64))]
-pub(crate) struct KeyBlocks([[u8; BLOCK_LEN]; TEXTS_MAX]);
-
-impl KeyBlocks {
-    const fn new() -> Self {
-        Self([[0; BLOCK_LEN]; TEXTS_MAX])
-    }
-
-    #[inline]
-    pub(crate) fn block(&self, nth: usize) -> &[u8; BLOCK_LEN] {
-        &self.0[nth]
+        &mut texts.items[self.owner(lane)].text[at..]
     }
 }
 
@@ -323,7 +337,7 @@ fn is_equal(a: &[u8; TAG_LEN], b: &[u8; TAG_LEN]) -> bool {
 }
 
 /// Whole registers at a time: byte by byte would cost as much as a packet.
-fn wipe(blocks: &mut [[u8; BLOCK_LEN]]) {
+fn wipe(blocks: &mut [Block]) {
     blocks.fill([0; BLOCK_LEN]);
     // The compiler must not know that nobody reads this.
     black_box(blocks);

@@ -8,50 +8,34 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use crate::BLOCK_LEN;
-use crate::wide::{CONSTANTS, Lanes, Texts};
+use crate::wide::{Block, CONSTANTS, Lanes, Texts};
 
 /// Blocks at a time.
 pub(super) const LANES: usize = 8;
 /// Bytes of as many blocks.
 const STRIP_LEN: usize = LANES * BLOCK_LEN;
 
-/// A block in two registers.
-type Block = [__m256i; 2];
-
 /// Writes the keystream of [`LANES`] lanes, from the lane `from`; of lanes that do not exist, any.
 #[target_feature(enable = "avx2")]
-pub(super) fn keystream(texts: &Texts<'_>, lanes: &Lanes, from: usize, to: &mut [[u8; BLOCK_LEN]]) {
-    for (to, block) in to.iter_mut().zip(blocks(&state(texts, lanes, from))) {
-        store(to, block);
-    }
-}
-
-/// Adds the keystream of [`LANES`] lanes, from the lane `from`, to their texts.
-#[target_feature(enable = "avx2")]
-pub(super) fn apply(texts: &mut Texts<'_>, lanes: &Lanes, from: usize) {
-    let blocks = blocks(&state(texts, lanes, from));
-    for (lane, block) in (from..lanes.len()).zip(blocks) {
-        add(lanes.run(texts, lane, 1).0, block);
+pub(super) fn keystream(texts: &Texts<'_, '_>, lanes: &Lanes, from: usize, to: &mut [Block]) {
+    if let Some(to) = to.first_chunk_mut() {
+        blocks(&state(texts, lanes, from), to);
     }
 }
 
 /// Adds blocks of keystream to the texts of as many lanes, from the lane `from`.
 #[target_feature(enable = "avx2")]
-pub(super) fn add_blocks(
-    texts: &mut Texts<'_>,
-    lanes: &Lanes,
-    from: usize,
-    blocks: &[[u8; BLOCK_LEN]],
-) {
+pub(super) fn add_blocks(texts: &mut Texts<'_, '_>, lanes: &Lanes, from: usize, blocks: &[Block]) {
     for (lane, block) in (from..lanes.len()).zip(blocks) {
-        add(lanes.run(texts, lane, 1).0, load(block));
+        add(lanes.rest_of_text(texts, lane), block);
     }
 }
 
 /// Adds the keystream of the block counters from 1 to the whole strips that a text begins with.
 #[target_feature(enable = "avx2")]
-pub(super) fn apply_strips(key: &[u32; 8], counter: u64, text: &mut [u8]) {
+pub(super) fn apply_strips(key: &[u32; 8], counter: u64, text: &mut [u8], room: &mut [Block]) {
     let (strips, _) = text.as_chunks_mut::<STRIP_LEN>();
+    let Some(room) = room.first_chunk_mut() else { return };
     let mut state = [_mm256_setzero_si256(); 16];
     for (to, &word) in state.iter_mut().zip(CONSTANTS.iter().chain(key)) {
         *to = _mm256_set1_epi32(word as i32);
@@ -60,8 +44,9 @@ pub(super) fn apply_strips(key: &[u32; 8], counter: u64, text: &mut [u8]) {
     state[14] = _mm256_set1_epi32(counter as i32);
     state[15] = _mm256_set1_epi32((counter >> 32) as i32);
     for strip in strips {
+        blocks(&state, room);
         let (texts, _) = strip.as_chunks_mut::<BLOCK_LEN>();
-        for (text, block) in texts.iter_mut().zip(blocks(&state)) {
+        for (text, block) in texts.iter_mut().zip(&*room) {
             add(text, block);
         }
         state[12] = _mm256_add_epi32(state[12], _mm256_set1_epi32(LANES as i32));
@@ -71,7 +56,7 @@ pub(super) fn apply_strips(key: &[u32; 8], counter: u64, text: &mut [u8]) {
 /// The states before the first round.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn state(texts: &Texts<'_>, lanes: &Lanes, from: usize) -> [__m256i; 16] {
+fn state(texts: &Texts<'_, '_>, lanes: &Lanes, from: usize) -> [__m256i; 16] {
     let mut state = [_mm256_setzero_si256(); 16];
     for (to, &word) in state.iter_mut().zip(&CONSTANTS) {
         *to = _mm256_set1_epi32(word as i32);
@@ -142,7 +127,7 @@ fn rotate<const LEFT: i32, const RIGHT: i32>(words: __m256i) -> __m256i {
 /// Twenty rounds, the final addition, and the transposition into whole blocks.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn blocks(state: &[__m256i; 16]) -> [Block; LANES] {
+fn blocks(state: &[__m256i; 16], to: &mut [Block; LANES]) {
     let (by_16, by_8) = (byte_places(BY_16), byte_places(BY_8));
     let mut v = *state;
     for _ in 0..10 {
@@ -152,7 +137,6 @@ fn blocks(state: &[__m256i; 16]) -> [Block; LANES] {
     for (word, before) in v.iter_mut().zip(state) {
         *word = _mm256_add_epi32(*word, *before);
     }
-    let mut blocks = [[v[0]; 2]; LANES];
     for (half, v) in v.as_chunks::<8>().0.iter().enumerate() {
         // Eight words of eight blocks: 4 × 4 words inside of each half of a register, then halves.
         let mut quarters = [[v[0]; 4]; 2];
@@ -171,50 +155,43 @@ fn blocks(state: &[__m256i; 16]) -> [Block; LANES] {
         }
         for j in 0..4 {
             let (a, b) = (quarters[0][j], quarters[1][j]);
-            blocks[j][half] = _mm256_permute2x128_si256::<0x20>(a, b);
-            blocks[4 + j][half] = _mm256_permute2x128_si256::<0x31>(a, b);
+            store(&mut to[j], half, _mm256_permute2x128_si256::<0x20>(a, b));
+            store(&mut to[4 + j], half, _mm256_permute2x128_si256::<0x31>(a, b));
         }
     }
-    blocks
 }
 
 /// To the first 64 bytes of a text, or to all if it has fewer.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add(text: &mut [u8], block: Block) {
-    match text.first_chunk_mut() {
-        Some(whole) => {
-            let before = load(whole);
-            let after = [0, 1].map(|half: usize| _mm256_xor_si256(before[half], block[half]));
-            store(whole, after);
+fn add(text: &mut [u8], block: &Block) {
+    if let Some(whole) = text.first_chunk_mut() {
+        for half in 0..2 {
+            let sum = _mm256_xor_si256(load(whole, half), load(block, half));
+            store(whole, half, sum);
         }
-        None => {
-            let mut bytes = [0; BLOCK_LEN];
-            store(&mut bytes, block);
-            for (byte, key) in text.iter_mut().zip(bytes) {
-                *byte ^= key;
-            }
+    } else {
+        for (byte, key) in text.iter_mut().zip(block) {
+            *byte ^= key;
         }
     }
 }
 
+/// 32 bytes of a block: its first or its second half.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load(from: &[u8; BLOCK_LEN]) -> Block {
-    let from: *const __m256i = from.as_ptr().cast();
-    // SAFETY: the array has the twice 32 bytes that are read, at any alignment.
-    unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] }
+fn load(from: &Block, half: usize) -> __m256i {
+    let from = from.as_chunks::<32>().0[half].as_ptr();
+    // SAFETY: the array has the 32 bytes that are read, at any alignment.
+    unsafe { _mm256_loadu_si256(from.cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store(to: &mut [u8; BLOCK_LEN], block: Block) {
-    let to: *mut __m256i = to.as_mut_ptr().cast();
-    // SAFETY: the array has the twice 32 bytes that are written, at any alignment.
-    unsafe {
-        _mm256_storeu_si256(to, block[0]);
-        _mm256_storeu_si256(to.add(1), block[1]);
-    }
+fn store(to: &mut Block, half: usize, bytes: __m256i) {
+    let to = to.as_chunks_mut::<32>().0[half].as_mut_ptr();
+    // SAFETY: the array has the 32 bytes that are written, at any alignment.
+    unsafe { _mm256_storeu_si256(to.cast(), bytes) }
 }
 
 #[inline]

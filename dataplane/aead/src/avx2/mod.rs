@@ -3,8 +3,8 @@
 mod chacha;
 mod poly;
 
-use crate::wide::{Engine, KeyBlocks, Lanes, TEXTS_MAX, Texts};
-use crate::{BLOCK_LEN, TAG_LEN};
+use crate::TAG_LEN;
+use crate::wide::{Block, Engine, LANES_MAX, Lanes, TEXTS_MAX, Texts};
 
 /// Proof that this CPU has everything that the functions below this module need.
 #[derive(Clone, Copy)]
@@ -20,33 +20,22 @@ impl Avx2 {
 impl Engine for Avx2 {
     const LANES: usize = chacha::LANES;
 
-    fn keystream(self, texts: &Texts<'_>, lanes: &Lanes, from: usize, to: &mut [[u8; BLOCK_LEN]]) {
+    fn keystream(self, texts: &Texts<'_, '_>, lanes: &Lanes, from: usize, to: &mut [Block]) {
         // SAFETY: `self` exists only where the CPU has AVX2.
         unsafe { chacha::keystream(texts, lanes, from, to) }
     }
 
-    fn apply(self, texts: &mut Texts<'_>, lanes: &Lanes, from: usize) {
-        // SAFETY: as above.
-        unsafe { chacha::apply(texts, lanes, from) }
-    }
-
-    fn add_blocks(
-        self,
-        texts: &mut Texts<'_>,
-        lanes: &Lanes,
-        from: usize,
-        blocks: &[[u8; BLOCK_LEN]],
-    ) {
+    fn add_blocks(self, texts: &mut Texts<'_, '_>, lanes: &Lanes, from: usize, blocks: &[Block]) {
         // SAFETY: as above.
         unsafe { chacha::add_blocks(texts, lanes, from, blocks) }
     }
 
-    fn apply_strips(self, key: &[u32; 8], counter: u64, text: &mut [u8]) {
+    fn apply_strips(self, key: &[u32; 8], counter: u64, text: &mut [u8], blocks: &mut [Block]) {
         // SAFETY: as above.
-        unsafe { chacha::apply_strips(key, counter, text) }
+        unsafe { chacha::apply_strips(key, counter, text, blocks) }
     }
 
-    fn tags(self, keys: &KeyBlocks, texts: &Texts<'_>) -> [[u8; TAG_LEN]; TEXTS_MAX] {
+    fn tags(self, keys: &[Block; LANES_MAX], texts: &Texts<'_, '_>) -> [[u8; TAG_LEN]; TEXTS_MAX] {
         // SAFETY: as above.
         unsafe { poly::tags(keys, texts) }
     }

@@ -5,10 +5,9 @@
 //! subtraction of the prime is a masked selection.
 
 use std::arch::x86_64::*;
-use std::hint::black_box;
 
 use crate::TAG_LEN;
-use crate::wide::{KeyBlocks, TEXTS_MAX, Texts};
+use crate::wide::{Block, LANES_MAX, TEXTS_MAX, Texts};
 
 const LANES: usize = 4;
 /// Texts that are worked on side by side, so that no product waits for the one before it.
@@ -23,7 +22,7 @@ const LIMB: i64 = (1 << 26) - 1;
 /// Tags of all `texts`, each followed by its padding and length (RFC 8439 section 2.8, without
 /// associated data).
 #[target_feature(enable = "avx2")]
-pub(super) fn tags(keys: &KeyBlocks, texts: &Texts<'_>) -> [[u8; TAG_LEN]; TEXTS_MAX] {
+pub(super) fn tags(keys: &[Block; LANES_MAX], texts: &Texts<'_, '_>) -> [[u8; TAG_LEN]; TEXTS_MAX] {
     let mut tags = [[0; TAG_LEN]; TEXTS_MAX];
     let mut from = 0;
     while from < texts.len() {
@@ -31,11 +30,6 @@ pub(super) fn tags(keys: &KeyBlocks, texts: &Texts<'_>) -> [[u8; TAG_LEN]; TEXTS
         from += CHAINS * LANES;
     }
     tags
-}
-
-/// Blocks of a text: its own, the last one padded, and that of its length.
-fn pieces(len: usize) -> usize {
-    len.div_ceil(PIECE_LEN) + 1
 }
 
 /// Five limbs in each lane, of 26 bits or a little more.
@@ -142,104 +136,135 @@ fn limbs_of_block(piece: Piece) -> Value {
 /// which nobody looks at.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn across(keys: &KeyBlocks, texts: &Texts<'_>, from: usize, tags: &mut [[u8; TAG_LEN]; TEXTS_MAX]) {
-    let zero = _mm256_setzero_si256();
-    let mut text: [[&[u8]; LANES]; CHAINS] = [[&[]; LANES]; CHAINS];
-    let mut len = [[0; LANES]; CHAINS];
-    for (nth, (text, len)) in
-        text.as_flattened_mut().iter_mut().zip(len.as_flattened_mut()).enumerate()
-    {
-        *text = texts.get(from + nth);
-        *len = text.len() as u64;
-    }
-    let exist = &len.as_flattened()[..(texts.len() - from).min(CHAINS * LANES)];
-    let longest = exist.iter().copied().max().unwrap_or(0) as usize;
-    let shortest = exist.iter().copied().min().unwrap_or(0) as usize;
-    let mut by = [Multiplier::new([zero; 5]); CHAINS];
-    let mut pads = [[zero; 2]; CHAINS];
-    for chain in 0..CHAINS {
-        let mut rows = [zero; LANES];
-        for (lane, row) in rows.iter_mut().enumerate() {
-            let (half, _) = keys.block(from + chain * LANES + lane).as_chunks::<ROW_LEN>();
-            *row = load_row(&half[0]);
-        }
-        let [r, s] = transpose(rows);
-        by[chain] = Multiplier::new(limbs(clamped(r)));
-        pads[chain] = s;
-    }
-    let mut values: [Value; CHAINS] = [[zero; 5]; CHAINS];
-    // Rows that every text has.
+fn across(
+    keys: &[Block; LANES_MAX],
+    texts: &Texts<'_, '_>,
+    from: usize,
+    tags: &mut [[u8; TAG_LEN]],
+) {
+    let mut chains = [Chain::new(keys, texts, from), Chain::new(keys, texts, from + LANES)];
+    let count = (texts.len() - from).min(CHAINS * LANES);
+    let lens = || texts.lens().skip(from).take(count);
+    let shortest = lens().fold(usize::MAX, usize::min);
+    let longest = lens().fold(0, usize::max);
     for row in 0..shortest / ROW_LEN {
-        let mut pieces = [[[zero; 2]; CHAINS]; PIECES_PER_ROW];
-        for chain in 0..CHAINS {
-            let mut rows = [zero; LANES];
-            for (register, text) in rows.iter_mut().zip(&text[chain]) {
-                if let Some(row) = text.as_chunks().0.get(row) {
-                    *register = load_row(row);
-                }
-            }
-            for (pieces, piece) in pieces.iter_mut().zip(transpose(rows)) {
-                pieces[chain] = piece;
-            }
-        }
-        for pieces in pieces {
-            for chain in 0..CHAINS {
-                let plus = limbs_of_block(pieces[chain]);
-                values[chain] = add_multiply(values[chain], plus, &by[chain]);
+        let pieces = [chains[0].row(row), chains[1].row(row)];
+        for nth in 0..PIECES_PER_ROW {
+            for (chain, pieces) in chains.iter_mut().zip(&pieces) {
+                chain.values = chain.with(pieces[nth]);
             }
         }
     }
-    // The rest, and the block of the length; a lane stays as it is when its text is over.
-    let mut counts = [zero; CHAINS];
-    for chain in 0..CHAINS {
-        counts[chain] = load_words(&len[chain].map(|len| pieces(len as usize) as u64));
-    }
-    for row in shortest / ROW_LEN..pieces(longest).div_ceil(PIECES_PER_ROW) {
-        let mut pieces_of = [[[zero; 2]; PIECES_PER_ROW]; CHAINS];
-        for chain in 0..CHAINS {
-            let mut rows = [zero; LANES];
-            for (register, text) in rows.iter_mut().zip(&text[chain]) {
-                *register = load_row(&last_row(text, row));
-            }
-            pieces_of[chain] = transpose(rows);
-        }
-        let first = row * PIECES_PER_ROW;
-        for nth in first..(first + PIECES_PER_ROW).min(pieces(longest)) {
-            for chain in 0..CHAINS {
-                let goes_on = _mm256_cmpgt_epi64(counts[chain], _mm256_set1_epi64x(nth as i64));
-                let plus = limbs_of_block(pieces_of[chain][nth - first]);
-                let next = add_multiply(values[chain], plus, &by[chain]);
-                for (value, next) in values[chain].iter_mut().zip(next) {
-                    *value = _mm256_blendv_epi8(*value, next, goes_on);
-                }
-            }
+    for row in shortest / ROW_LEN..longest.div_ceil(ROW_LEN) {
+        for chain in &mut chains {
+            chain.add_part(row, longest);
         }
     }
-    for chain in 0..CHAINS {
-        let value = values[chain].map(|limb| words(limb));
-        let pad = pads[chain].map(|half| words(half));
-        for lane in 0..LANES {
-            tags[from + chain * LANES + lane] =
-                tag(value.map(|limb| limb[lane]), pad.map(|half| half[lane]));
-        }
+    for (chain, tags) in chains.iter().zip(tags[from..].chunks_mut(LANES)) {
+        tags.copy_from_slice(&chain.tags());
     }
 }
 
-/// The bytes of a padded text from `row` on, with the block of its length if that falls here.
+/// Four texts, each in a lane of its own.
+struct Chain<'t> {
+    texts: [&'t [u8]; LANES],
+    lens: __m256i,
+    by: Multiplier,
+    pads: Piece,
+    values: Value,
+}
+
+impl<'t> Chain<'t> {
+    /// The texts from the text `from` on, and their one-time keys.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new(keys: &[Block; LANES_MAX], texts: &'t Texts<'_, '_>, from: usize) -> Self {
+        let zero = _mm256_setzero_si256();
+        let mut of_lanes: [&[u8]; LANES] = [&[]; LANES];
+        let mut lens = [0; LANES];
+        let mut rows = [zero; LANES];
+        for lane in 0..LANES {
+            of_lanes[lane] = texts.get(from + lane);
+            lens[lane] = of_lanes[lane].len() as u64;
+            let (half, _) = keys[from + lane].as_chunks::<ROW_LEN>();
+            rows[lane] = load_row(&half[0]);
+        }
+        let [r, pads] = transpose(rows);
+        Self {
+            texts: of_lanes,
+            lens: load_words(&lens),
+            by: Multiplier::new(limbs(clamped(r))),
+            pads,
+            values: [zero; 5],
+        }
+    }
+
+    /// 32 bytes that every text has.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn row(&self, row: usize) -> [Piece; PIECES_PER_ROW] {
+        let mut rows = [_mm256_setzero_si256(); LANES];
+        for (register, text) in rows.iter_mut().zip(&self.texts) {
+            if let Some(row) = text.as_chunks().0.get(row) {
+                *register = load_row(row);
+            }
+        }
+        transpose(rows)
+    }
+
+    /// Adds up to 32 bytes of texts of which `longest` is the length of the longest. A lane stays as
+    /// it is when its text is over.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn add_part(&mut self, row: usize, longest: usize) {
+        let mut rows = [_mm256_setzero_si256(); LANES];
+        for (register, text) in rows.iter_mut().zip(&self.texts) {
+            *register = load_part(text.get(row * ROW_LEN..).unwrap_or(&[]));
+        }
+        for (nth, piece) in transpose(rows).into_iter().enumerate() {
+            let at = row * ROW_LEN + nth * PIECE_LEN;
+            if at >= longest {
+                break;
+            }
+            let goes_on = _mm256_cmpgt_epi64(self.lens, _mm256_set1_epi64x(at as i64));
+            let next = self.with(piece);
+            for (value, next) in self.values.iter_mut().zip(next) {
+                *value = _mm256_blendv_epi8(*value, next, goes_on);
+            }
+        }
+    }
+
+    /// The values, one block further.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn with(&self, piece: Piece) -> Value {
+        add_multiply(self.values, limbs_of_block(piece), &self.by)
+    }
+
+    /// The tags of all lanes, after the block of the length.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn tags(&self) -> [[u8; TAG_LEN]; LANES] {
+        let [low, high] = tag(self.with([_mm256_setzero_si256(), self.lens]), self.pads);
+        let (low, high) = (words(low), words(high));
+        let mut tags = [[0; TAG_LEN]; LANES];
+        for (lane, tag) in tags.iter_mut().enumerate() {
+            *tag = (u128::from(high[lane]) << 64 | u128::from(low[lane])).to_le_bytes();
+        }
+        tags
+    }
+}
+
+/// Up to 32 bytes of a text, and zeros.
 #[inline]
-fn last_row(text: &[u8], row: usize) -> [u8; ROW_LEN] {
-    let rest = text.get(row * ROW_LEN..).unwrap_or(&[]);
+#[target_feature(enable = "avx2")]
+fn load_part(rest: &[u8]) -> __m256i {
     if let Some(whole) = rest.first_chunk() {
-        return *whole;
+        return load_row(whole);
     }
     let mut bytes = [0; ROW_LEN];
     bytes[..rest.len()].copy_from_slice(rest);
-    let place = pieces(text.len()) - 1;
-    if place / PIECES_PER_ROW == row {
-        let at = place % PIECES_PER_ROW * PIECE_LEN + 8;
-        bytes[at..at + 8].copy_from_slice(&(text.len() as u64).to_le_bytes());
-    }
-    bytes
+    load_row(&bytes)
 }
 
 /// The bits of r cleared that must be (RFC 8439 section 2.5).
@@ -252,34 +277,49 @@ fn clamped([low, high]: Piece) -> Piece {
     ]
 }
 
-/// Reduces one lane's value fully and adds its pad.
-fn tag(limbs: [u64; 5], pad: [u64; 2]) -> [u8; TAG_LEN] {
-    let mask = LIMB as u64;
-    let [mut h0, mut h1, mut h2, mut h3, mut h4] = limbs;
-    // Twice around: after that every limb is as short as it should be.
-    for _ in 0..2 {
-        h1 += h0 >> 26;
-        h2 += h1 >> 26;
-        h3 += h2 >> 26;
-        h4 += h3 >> 26;
-        (h0, h1, h2, h3) = (h0 & mask, h1 & mask, h2 & mask, h3 & mask);
-        h0 += 5 * (h4 >> 26);
-        h4 &= mask;
+/// Each limb's overflow added to the next; it also stays where it was.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn rippled(mut limbs: Value) -> Value {
+    for nth in 1..limbs.len() {
+        limbs[nth] = _mm256_add_epi64(limbs[nth], _mm256_srli_epi64::<26>(limbs[nth - 1]));
     }
-    h1 += h0 >> 26;
-    h0 &= mask;
-    // Modulo 2^130 now, in 128 and 2 bits; h - p is h + 5 - 2^130.
-    let low = u128::from(h0) | u128::from(h1) << 26 | u128::from(h2) << 52 | u128::from(h3) << 78;
-    let (value, carry) = low.overflowing_add(u128::from(h4) << 104);
-    let top = (h4 >> 24) + u64::from(carry);
-    let (reduced, carry) = value.overflowing_add(5);
-    // All ones if h is p or more.
-    let fits = 0_u128.wrapping_sub(u128::from((top + u64::from(carry)) >> 2));
-    // The compiler must not see that it is one of two values, and branch.
-    let fits = black_box(fits);
-    let value = (reduced & fits) | (value & !fits);
-    let pad = u128::from(pad[1]) << 64 | u128::from(pad[0]);
-    value.wrapping_add(pad).to_le_bytes()
+    limbs
+}
+
+/// Reduces a value fully, adds `pad`, and returns the low and high half of each lane's tag.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn tag(value: Value, pad: Piece) -> Piece {
+    let mask = _mm256_set1_epi64x(LIMB);
+    let mut h = rippled(value);
+    let over = _mm256_srli_epi64::<26>(h[4]);
+    for limb in &mut h {
+        *limb = _mm256_and_si256(*limb, mask);
+    }
+    // What came around is a few times five, so this leaves less than twice the prime.
+    h[0] = _mm256_add_epi64(h[0], _mm256_add_epi64(over, _mm256_slli_epi64::<2>(over)));
+    // h - p is h + 5 - 2^130, and not negative if that reaches bit 130.
+    let mut g = h;
+    g[0] = _mm256_add_epi64(g[0], _mm256_set1_epi64x(5));
+    let (mut h, g) = (rippled(h), rippled(g));
+    let fits = _mm256_cmpgt_epi64(g[4], mask);
+    for (h, g) in h.iter_mut().zip(g) {
+        *h = _mm256_and_si256(_mm256_blendv_epi8(*h, g, fits), mask);
+    }
+    // Modulo 2^128.
+    let or = |a, b| _mm256_or_si256(a, b);
+    let [h0, h1, h2, h3, h4] = h;
+    let low = or(or(h0, _mm256_slli_epi64::<26>(h1)), _mm256_slli_epi64::<52>(h2));
+    let high = or(
+        or(_mm256_srli_epi64::<12>(h2), _mm256_slli_epi64::<14>(h3)),
+        _mm256_slli_epi64::<40>(h4),
+    );
+    let low = _mm256_add_epi64(low, pad[0]);
+    // Compared without a sign; a carry is all ones, which is -1.
+    let sign = |x| _mm256_xor_si256(x, _mm256_set1_epi64x(i64::MIN));
+    let carry = _mm256_cmpgt_epi64(sign(pad[0]), sign(low));
+    [low, _mm256_sub_epi64(_mm256_add_epi64(high, pad[1]), carry)]
 }
 
 /// From a row of two blocks in each register to the low and high halves of block `i` of all rows.

@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 
 use crate::BLOCK_LEN;
-use crate::wide::{CONSTANTS, Lanes, Texts};
+use crate::wide::{Block, CONSTANTS, Lanes, Texts};
 
 /// Blocks at a time.
 pub(super) const LANES: usize = 2 * SET;
@@ -20,106 +20,124 @@ const STRIP_LEN: usize = LANES * BLOCK_LEN;
 
 /// Writes the keystream of up to [`LANES`] lanes, from the lane `from`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn keystream(texts: &Texts<'_>, lanes: &Lanes, from: usize, to: &mut [[u8; BLOCK_LEN]]) {
-    for (to, block) in to.iter_mut().zip(blocks_of(texts, lanes, from).as_flattened()) {
-        store(to, *block);
-    }
-}
-
-/// Adds the keystream of up to [`LANES`] lanes, from the lane `from`, to their texts.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn apply(texts: &mut Texts<'_>, lanes: &Lanes, from: usize) {
-    let blocks = blocks_of(texts, lanes, from);
-    let count = blocks.as_flattened().len().min(lanes.len() - from);
-    let mut rest = &blocks.as_flattened()[..count];
-    while !rest.is_empty() {
-        let (text, run) = lanes.run(texts, from + count - rest.len(), rest.len());
-        let (whole, part) = text.as_chunks_mut::<BLOCK_LEN>();
-        for (text, block) in whole.iter_mut().zip(rest) {
-            store(text, _mm512_xor_si512(load(text), *block));
-        }
-        if let Some(block) = rest.get(whole.len()) {
-            add(part, *block);
-        }
-        rest = &rest[run..];
+pub(super) fn keystream(texts: &Texts<'_, '_>, lanes: &Lanes, from: usize, to: &mut [Block]) {
+    let (to, _) = to.as_chunks_mut::<SET>();
+    let first_fixed = fixed_words(texts, lanes, from);
+    let first = State::new(&first_fixed, lanes, from);
+    if let [to_first, to_second] = to
+        && lanes.len() - from > SET
+    {
+        let from = from + SET;
+        let own;
+        let second_fixed = if texts.common_key().is_some() {
+            &first_fixed
+        } else {
+            own = fixed_words(texts, lanes, from);
+            &own
+        };
+        two_sets(&first, &State::new(second_fixed, lanes, from), to_first, to_second);
+    } else {
+        // Half of the work would be for nobody.
+        one_set(&first, &mut to[0]);
     }
 }
 
 /// Adds blocks of keystream to the texts of as many lanes, from the lane `from`.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn add_blocks(
-    texts: &mut Texts<'_>,
-    lanes: &Lanes,
-    from: usize,
-    blocks: &[[u8; BLOCK_LEN]],
-) {
-    for (lane, block) in (from..lanes.len()).zip(blocks) {
-        add(lanes.run(texts, lane, 1).0, load(block));
+pub(super) fn add_blocks(texts: &mut Texts<'_, '_>, lanes: &Lanes, from: usize, blocks: &[Block]) {
+    let mut blocks = blocks.iter().zip(from..lanes.len());
+    while let Some((block, lane)) = blocks.next() {
+        let mut text = lanes.rest_of_text(texts, lane).chunks_mut(BLOCK_LEN);
+        if let Some(text) = text.next() {
+            add(text, block);
+        }
+        // Where a text ends the CPU foresees; computed, the next one would have to wait for it.
+        for (text, (block, _)) in text.zip(&mut blocks) {
+            add(text, block);
+        }
     }
 }
 
 /// Adds the keystream of the block counters from 1 to the whole strips that a text begins with.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn apply_strips(key: &[u32; 8], counter: u64, text: &mut [u8]) {
+pub(super) fn apply_strips(key: &[u32; 8], counter: u64, text: &mut [u8], blocks: &mut [Block]) {
     let (strips, _) = text.as_chunks_mut::<STRIP_LEN>();
-    let mut first = [_mm512_setzero_si512(); 16];
-    for (to, &word) in first.iter_mut().zip(CONSTANTS.iter().chain(key)) {
-        *to = _mm512_set1_epi32(word as i32);
-    }
-    first[12] = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
-    first[14] = _mm512_set1_epi32(counter as i32);
-    first[15] = _mm512_set1_epi32((counter >> 32) as i32);
+    let ([to_first, to_second], _) = blocks.as_chunks_mut::<SET>() else { return };
+    let mut first = State {
+        fixed: &fixed_words_of(key),
+        block: _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16),
+        counter: [counter, counter >> 32].map(|half| _mm512_set1_epi32(half as i32)),
+    };
     let mut second = first;
-    second[12] = _mm512_add_epi32(second[12], _mm512_set1_epi32(SET as i32));
+    second.block = _mm512_add_epi32(second.block, _mm512_set1_epi32(SET as i32));
     for strip in strips {
-        let blocks = two_sets(&first, &second);
+        two_sets(&first, &second, to_first, to_second);
         let (texts, _) = strip.as_chunks_mut::<BLOCK_LEN>();
-        for (text, block) in texts.iter_mut().zip(blocks.as_flattened()) {
-            add(text, *block);
+        for (text, block) in texts.iter_mut().zip(to_first.iter().chain(&*to_second)) {
+            add(text, block);
         }
         for state in [&mut first, &mut second] {
-            state[12] = _mm512_add_epi32(state[12], _mm512_set1_epi32(LANES as i32));
+            state.block = _mm512_add_epi32(state.block, _mm512_set1_epi32(LANES as i32));
         }
     }
 }
 
-/// The keystream of up to [`LANES`] lanes, from the lane `from`; of lanes that do not exist, any.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn blocks_of(texts: &Texts<'_>, lanes: &Lanes, from: usize) -> [[__m512i; SET]; 2] {
-    let first = state(texts, lanes, from);
-    if lanes.len() - from <= SET {
-        // Half of the work would be for nobody.
-        return [one_set(&first), [_mm512_setzero_si512(); SET]];
-    }
-    two_sets(&first, &state(texts, lanes, from + SET))
+/// State words 0 to 11: constants and key.
+type Fixed = [__m512i; 12];
+
+/// Sixteen states before the first round.
+#[derive(Clone, Copy)]
+struct State<'s> {
+    fixed: &'s Fixed,
+    /// Word 12.
+    block: __m512i,
+    /// Words 14 and 15.
+    counter: [__m512i; 2],
 }
 
-/// The states before the first round.
+impl<'s> State<'s> {
+    /// Of the lanes from the lane `from` on.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(fixed: &'s Fixed, lanes: &Lanes, from: usize) -> Self {
+        let [block, low, high] = lanes.words::<SET>(from);
+        Self { fixed, block: load_words(block), counter: [load_words(low), load_words(high)] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn words(&self) -> [__m512i; 16] {
+        let mut words = [_mm512_setzero_si512(); 16];
+        words[..12].copy_from_slice(self.fixed);
+        words[12] = self.block;
+        words[14..].copy_from_slice(&self.counter);
+        words
+    }
+}
+
+/// Of the lanes from the lane `from` on.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn state(texts: &Texts<'_>, lanes: &Lanes, from: usize) -> [__m512i; 16] {
-    let mut state = [_mm512_setzero_si512(); 16];
-    for (to, &word) in state.iter_mut().zip(&CONSTANTS) {
+fn fixed_words(texts: &Texts<'_, '_>, lanes: &Lanes, from: usize) -> Fixed {
+    if let Some(key) = texts.common_key() {
+        return fixed_words_of(key);
+    }
+    let mut fixed = fixed_words_of(&[0; 8]);
+    for (to, words) in fixed[4..].iter_mut().zip(&lanes.keys::<SET>(texts, from)) {
+        *to = load_words(words);
+    }
+    fixed
+}
+
+/// Of one key for all lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fixed_words_of(key: &[u32; 8]) -> Fixed {
+    let mut fixed = [_mm512_setzero_si512(); 12];
+    for (to, &word) in fixed.iter_mut().zip(CONSTANTS.iter().chain(key)) {
         *to = _mm512_set1_epi32(word as i32);
     }
-    match texts.common_key() {
-        Some(key) => {
-            for (to, &word) in state[4..12].iter_mut().zip(key) {
-                *to = _mm512_set1_epi32(word as i32);
-            }
-        }
-        None => {
-            for (to, words) in state[4..12].iter_mut().zip(&lanes.keys::<SET>(texts, from)) {
-                *to = load_words(words);
-            }
-        }
-    }
-    let [block, low, high] = lanes.words::<SET>(from);
-    state[12] = load_words(block);
-    state[14] = load_words(low);
-    state[15] = load_words(high);
-    state
+    fixed
 }
 
 /// Quarter rounds side by side, on every set in turn. A macro: the registers' numbers must be
@@ -141,33 +159,41 @@ macro_rules! quarter_rounds {
 
 /// Twenty rounds, the final addition, and the transposition into whole blocks.
 #[target_feature(enable = "avx512f")]
-fn one_set(state: &[__m512i; 16]) -> [__m512i; SET] {
-    let mut v = *state;
+fn one_set(state: &State<'_>, to: &mut [Block; SET]) {
+    let mut v = state.words();
     for _ in 0..10 {
         quarter_rounds!([v], [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
         quarter_rounds!([v], [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
     }
-    finish(v, state)
+    finish(v, state, to);
 }
 
 /// As [`one_set`], for two sets in four fifths of the time.
 #[target_feature(enable = "avx512f")]
-fn two_sets(first: &[__m512i; 16], second: &[__m512i; 16]) -> [[__m512i; SET]; 2] {
-    let (mut v, mut w) = (*first, *second);
+fn two_sets(
+    first: &State<'_>,
+    second: &State<'_>,
+    to_first: &mut [Block; SET],
+    to_second: &mut [Block; SET],
+) {
+    let (mut v, mut w) = (first.words(), second.words());
     for _ in 0..10 {
         quarter_rounds!([v w], [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
         quarter_rounds!([v w], [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
     }
-    [finish(v, first), finish(w, second)]
+    finish(v, first, to_first);
+    finish(w, second, to_second);
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn finish(mut v: [__m512i; 16], state: &[__m512i; 16]) -> [__m512i; SET] {
-    for (word, before) in v.iter_mut().zip(state) {
-        *word = _mm512_add_epi32(*word, *before);
+fn finish(mut v: [__m512i; 16], state: &State<'_>, to: &mut [Block; SET]) {
+    for (word, before) in v.iter_mut().zip(state.words()) {
+        *word = _mm512_add_epi32(*word, before);
     }
-    transpose(v)
+    for (to, block) in to.iter_mut().zip(transpose(v)) {
+        store(to, block);
+    }
 }
 
 /// From word `i` of every block in register `i` to block `i` in register `i`: first 4 × 4 words
@@ -207,7 +233,8 @@ fn transpose(v: [__m512i; 16]) -> [__m512i; SET] {
 /// To the first 64 bytes of a text, or to all if it has fewer.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn add(text: &mut [u8], block: __m512i) {
+fn add(text: &mut [u8], block: &Block) {
+    let block = load(block);
     if let Some(whole) = text.first_chunk_mut() {
         store(whole, _mm512_xor_si512(load(whole), block));
     } else if !text.is_empty() {
@@ -223,14 +250,14 @@ fn add(text: &mut [u8], block: __m512i) {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(from: &[u8; BLOCK_LEN]) -> __m512i {
+fn load(from: &Block) -> __m512i {
     // SAFETY: the array has the 64 bytes that are read, at any alignment.
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(to: &mut [u8; BLOCK_LEN], block: __m512i) {
+fn store(to: &mut Block, block: __m512i) {
     // SAFETY: the array has the 64 bytes that are written, at any alignment.
     unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), block) }
 }

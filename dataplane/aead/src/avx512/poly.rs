@@ -9,9 +9,8 @@
 //! subtraction of the prime is a masked selection.
 
 use std::arch::x86_64::*;
-use std::array;
 
-use crate::wide::{KeyBlocks, TEXTS_MAX, Texts};
+use crate::wide::{Block, LANES_MAX, TEXTS_MAX, Texts};
 use crate::{BLOCK_LEN, TAG_LEN};
 
 const LANES: usize = 8;
@@ -27,19 +26,17 @@ const TOP_LIMB: i64 = (1 << 42) - 1;
 /// Tags of all `texts`, each followed by its padding and length (RFC 8439 section 2.8, without
 /// associated data).
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2")]
-pub(super) fn tags(keys: &KeyBlocks, texts: &Texts<'_>) -> [[u8; TAG_LEN]; TEXTS_MAX] {
+pub(super) fn tags(keys: &[Block; LANES_MAX], texts: &Texts<'_, '_>) -> [[u8; TAG_LEN]; TEXTS_MAX] {
     let mut tags = [[0; TAG_LEN]; TEXTS_MAX];
-    let lens: [usize; TEXTS_MAX] = array::from_fn(|nth| texts.get(nth).len());
-    if across_is_cheaper(&lens[..texts.len()]) {
-        if texts.len() <= LANES {
-            across::<1>(keys, texts, &mut tags);
-        } else {
-            across::<2>(keys, texts, &mut tags);
-        }
-    } else {
+    let chain = |from| Chain::new(keys, texts, from);
+    if !across_is_cheaper(texts) {
         for (nth, tag) in tags.iter_mut().enumerate().take(texts.len()) {
-            *tag = within(keys.block(nth), texts.get(nth));
+            *tag = within(&keys[nth], texts.get(nth));
         }
+    } else if texts.len() <= LANES {
+        across([chain(0)], texts, &mut tags);
+    } else {
+        across([chain(0), chain(LANES)], texts, &mut tags);
     }
     tags
 }
@@ -51,16 +48,19 @@ fn pieces(len: usize) -> usize {
 
 /// In steps of eight blocks, as measured on Zen 4: one chain waits for its own products; two
 /// hide each other's waiting; preparing the powers of r costs as much as some steps.
-fn across_is_cheaper(lens: &[usize]) -> bool {
+fn across_is_cheaper(texts: &Texts<'_, '_>) -> bool {
     const ONE_CHAIN: usize = 36;
     const TWO_CHAINS: usize = 46;
     const WITHIN_STEP: usize = 33;
     const WITHIN_FIXED: usize = 270;
-    let longest = lens.iter().copied().max().map_or(0, pieces);
-    let across = longest * if lens.len() > LANES { TWO_CHAINS } else { ONE_CHAIN };
-    let within: usize =
-        lens.iter().map(|&len| WITHIN_FIXED + WITHIN_STEP * pieces(len).div_ceil(LANES)).sum();
+    let step = if texts.len() > LANES { TWO_CHAINS } else { ONE_CHAIN };
+    let across = pieces(texts.longest()) * step;
+    let within = WITHIN_FIXED * texts.len();
+    // Short texts need no sum.
     across < within
+        || across
+            < within
+                + texts.lens().map(|len| WITHIN_STEP * pieces(len).div_ceil(LANES)).sum::<usize>()
 }
 
 /// A value in each lane: limbs of 44, 44 and 42 bits, or a little more before a carry.
@@ -153,99 +153,141 @@ fn limbs([low, high]: Piece, above: __m512i) -> Value {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2")]
 fn across<const CHAINS: usize>(
-    keys: &KeyBlocks,
-    texts: &Texts<'_>,
+    mut chains: [Chain<'_>; CHAINS],
+    texts: &Texts<'_, '_>,
     tags: &mut [[u8; TAG_LEN]; TEXTS_MAX],
 ) {
-    let zero = _mm512_setzero_si512();
-    let one = _mm512_set1_epi64(1);
-    let mut text: [[&[u8]; LANES]; CHAINS] = [[&[]; LANES]; CHAINS];
-    let mut len = [[0; LANES]; CHAINS];
-    for (nth, (text, len)) in
-        text.as_flattened_mut().iter_mut().zip(len.as_flattened_mut()).enumerate()
-    {
-        *text = texts.get(nth);
-        *len = text.len() as u64;
-    }
-    let exist = &len.as_flattened()[..texts.len()];
-    let longest = exist.iter().copied().max().unwrap_or(0) as usize;
-    let shortest = exist.iter().copied().min().unwrap_or(0) as usize;
-    // Of r, from the first on.
-    let mut powers = [[Multiplier::new([zero; 3]); POWERS]; CHAINS];
-    let mut pads = [[zero; 2]; CHAINS];
-    for chain in 0..CHAINS {
-        let mut rows = [zero; LANES];
-        for (lane, row) in rows.iter_mut().enumerate() {
-            *row = load_row(keys.block(chain * LANES + lane));
-        }
-        let [r, s, ..] = transpose(rows);
-        pads[chain] = s;
-        let r = Multiplier::new(clamped(r));
-        powers[chain] = [r, Multiplier::new(multiply([r.limbs], [&r]))];
-    }
-    let mut values: [Value; CHAINS] = [[zero; 3]; CHAINS];
-    // Rows that every text has.
+    let (shortest, longest) = (texts.shortest(), texts.longest());
     for row in 0..shortest / BLOCK_LEN {
-        let mut pieces = [[[zero; 2]; PIECES_PER_ROW]; CHAINS];
-        for (pieces, text) in pieces.iter_mut().zip(&text) {
-            let mut rows = [zero; LANES];
-            for (register, text) in rows.iter_mut().zip(text) {
-                if let Some(row) = text.as_chunks().0.get(row) {
-                    *register = load_row(row);
-                }
-            }
-            *pieces = transpose(rows);
+        let mut blocks = [[[_mm512_setzero_si512(); 3]; PIECES_PER_ROW]; CHAINS];
+        for (blocks, chain) in blocks.iter_mut().zip(&chains) {
+            *blocks = chain.row(row);
         }
         for pair in 0..PIECES_PER_ROW / POWERS {
-            for chain in 0..CHAINS {
-                let (pieces, _) = pieces[chain].as_chunks::<POWERS>();
-                let [first, second] = pieces[pair];
-                let [r1, r2] = &powers[chain];
-                let first = sum(values[chain], limbs(first, one));
-                // The one last that waits for the pair before.
-                values[chain] = multiply([limbs(second, one), first], [r1, r2]);
+            for (blocks, chain) in blocks.iter().zip(&mut chains) {
+                chain.add(blocks.as_chunks().0[pair]);
             }
         }
     }
-    // The rest, and the block of the length; a lane stays as it is when its text is over.
-    let mut lens = [zero; CHAINS];
-    let mut last_piece = [zero; CHAINS];
-    for chain in 0..CHAINS {
-        lens[chain] = load_words(&len[chain]);
-        let rounded_up = _mm512_add_epi64(lens[chain], _mm512_set1_epi64(PIECE_LEN as i64 - 1));
-        last_piece[chain] = _mm512_srli_epi64::<{ PIECE_LEN.ilog2() }>(rounded_up);
-    }
-    for row in shortest / BLOCK_LEN..pieces(longest).div_ceil(PIECES_PER_ROW) {
-        let mut pieces_of = [[[zero; 2]; PIECES_PER_ROW]; CHAINS];
-        for chain in 0..CHAINS {
-            let mut rows = [zero; LANES];
-            for (register, text) in rows.iter_mut().zip(&text[chain]) {
-                *register = load_part(text.get(row * BLOCK_LEN..).unwrap_or(&[]));
-            }
-            pieces_of[chain] = transpose(rows);
-        }
-        let first = row * PIECES_PER_ROW;
-        for nth in first..(first + PIECES_PER_ROW).min(pieces(longest)) {
-            let place = _mm512_set1_epi64(nth as i64);
-            for chain in 0..CHAINS {
-                let [low, high] = pieces_of[chain][nth - first];
-                let is_last = _mm512_cmpeq_epi64_mask(place, last_piece[chain]);
-                let high = _mm512_mask_mov_epi64(high, is_last, lens[chain]);
-                let next = sum(values[chain], limbs([low, high], one));
-                let next = multiply([next], [&powers[chain][0]]);
-                let goes_on = _mm512_cmple_epi64_mask(place, last_piece[chain]);
-                for (value, next) in values[chain].iter_mut().zip(next) {
-                    *value = _mm512_mask_mov_epi64(*value, goes_on, next);
-                }
-            }
+    for row in shortest / BLOCK_LEN..longest.div_ceil(BLOCK_LEN) {
+        for chain in &mut chains {
+            chain.add_part(row, longest);
         }
     }
-    for chain in 0..CHAINS {
-        let [low, high] = tag(values[chain], pads[chain]);
-        let (low, high) = (words(low), words(high));
+    for (chain, tags) in chains.iter().zip(tags.as_chunks_mut().0) {
+        *tags = chain.tags();
+    }
+}
+
+/// Eight texts, each in a lane of its own.
+struct Chain<'t> {
+    texts: [&'t [u8]; LANES],
+    lens: __m512i,
+    /// Of r, from the first on.
+    powers: [Multiplier; POWERS],
+    pads: Piece,
+    values: Value,
+}
+
+impl<'t> Chain<'t> {
+    /// The texts from the text `from` on, and their one-time keys.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    fn new(keys: &[Block; LANES_MAX], texts: &'t Texts<'_, '_>, from: usize) -> Self {
+        let zero = _mm512_setzero_si512();
+        let mut of_lanes: [&[u8]; LANES] = [&[]; LANES];
+        let mut lens = [0; LANES];
         for lane in 0..LANES {
-            tags[chain * LANES + lane] = whole_tag(low[lane], high[lane]);
+            of_lanes[lane] = texts.get(from + lane);
+            lens[lane] = of_lanes[lane].len() as u64;
         }
+        let mut rows = [zero; LANES];
+        for (row, key) in rows.iter_mut().zip(&keys[from..]) {
+            *row = load_row(key);
+        }
+        let [r, pads, ..] = transpose(rows);
+        let r = Multiplier::new(clamped(r));
+        Self {
+            texts: of_lanes,
+            lens: load_words(&lens),
+            powers: [r, Multiplier::new(multiply([r.limbs], [&r]))],
+            pads,
+            values: [zero; 3],
+        }
+    }
+
+    /// 64 bytes that every text has.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vbmi2")]
+    fn row(&self, row: usize) -> [Value; PIECES_PER_ROW] {
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        for (register, text) in rows.iter_mut().zip(&self.texts) {
+            if let Some(row) = text.as_chunks().0.get(row) {
+                *register = load_row(row);
+            }
+        }
+        let mut blocks = [[_mm512_setzero_si512(); 3]; PIECES_PER_ROW];
+        for (block, piece) in blocks.iter_mut().zip(transpose(rows)) {
+            *block = limbs(piece, _mm512_set1_epi64(1));
+        }
+        blocks
+    }
+
+    /// Adds two blocks.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn add(&mut self, [first, second]: [Value; POWERS]) {
+        let [r, squared] = &self.powers;
+        // The one last that waits for the pair before.
+        self.values = multiply([second, sum(self.values, first)], [r, squared]);
+    }
+
+    /// Adds up to 64 bytes of texts of which `longest` is the length of the longest. A lane stays as
+    /// it is when its text is over.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
+    fn add_part(&mut self, row: usize, longest: usize) {
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        for (register, text) in rows.iter_mut().zip(&self.texts) {
+            *register = load_part(text.get(row * BLOCK_LEN..).unwrap_or(&[]));
+        }
+        for (nth, piece) in transpose(rows).into_iter().enumerate() {
+            let at = row * BLOCK_LEN + nth * PIECE_LEN;
+            if at >= longest {
+                break;
+            }
+            let goes_on = _mm512_cmpgt_epi64_mask(self.lens, _mm512_set1_epi64(at as i64));
+            let next = self.with(piece);
+            for (value, next) in self.values.iter_mut().zip(next) {
+                *value = _mm512_mask_mov_epi64(*value, goes_on, next);
+            }
+        }
+    }
+
+    /// The values, one block further.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    fn with(&self, piece: Piece) -> Value {
+        let next = sum(self.values, limbs(piece, _mm512_set1_epi64(1)));
+        multiply([next], [&self.powers[0]])
+    }
+
+    /// The tags of all lanes, after the block of the length.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    fn tags(&self) -> [[u8; TAG_LEN]; LANES] {
+        let lens = [_mm512_setzero_si512(), self.lens];
+        let [low, high] = tag(self.with(lens), self.pads);
+        let (first, second) = (
+            _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
+            _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15),
+        );
+        let mut tags = [[0; TAG_LEN]; LANES];
+        let (rows, _) = tags.as_flattened_mut().as_chunks_mut::<BLOCK_LEN>();
+        for (row, order) in rows.iter_mut().zip([first, second]) {
+            store_row(row, _mm512_permutex2var_epi64(low, order, high));
+        }
+        tags
     }
 }
 
@@ -380,15 +422,13 @@ fn tag([mut h0, mut h1, mut h2]: Value, pad: Piece) -> Piece {
     let mask = _mm512_set1_epi64(LIMB);
     let top_mask = _mm512_set1_epi64(TOP_LIMB);
     let by_five = |x| _mm512_add_epi64(x, _mm512_slli_epi64::<2>(x));
-    // Twice around: after that every limb is as short as it should be.
-    for _ in 0..2 {
-        h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
-        h0 = _mm512_and_si512(h0, mask);
-        h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
-        h1 = _mm512_and_si512(h1, mask);
-        h0 = _mm512_add_epi64(h0, by_five(_mm512_srli_epi64::<42>(h2)));
-        h2 = _mm512_and_si512(h2, top_mask);
-    }
+    h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
+    h0 = _mm512_and_si512(h0, mask);
+    h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
+    h1 = _mm512_and_si512(h1, mask);
+    h0 = _mm512_add_epi64(h0, by_five(_mm512_srli_epi64::<42>(h2)));
+    h2 = _mm512_and_si512(h2, top_mask);
+    // What came around is less than 2^9, so this leaves less than 2^130 + 2^9, which is below 2p.
     h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
     h0 = _mm512_and_si512(h0, mask);
     h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
@@ -449,6 +489,13 @@ fn load_row(bytes: &[u8; BLOCK_LEN]) -> __m512i {
 fn load_words(words: &[u64; LANES]) -> __m512i {
     // SAFETY: the array has the 64 bytes that are read, at any alignment.
     unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_row(to: &mut [u8; BLOCK_LEN], row: __m512i) {
+    // SAFETY: the array has the 64 bytes that are written, at any alignment.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), row) }
 }
 
 #[inline]

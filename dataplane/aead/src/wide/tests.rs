@@ -46,14 +46,17 @@ fn expected(key: &OneTimeKey, text: &[u8]) -> Tag {
 }
 
 fn tags_of(engine: impl Engine, packets: &mut [(OneTimeKey, Vec<u8>)]) -> Vec<Tag> {
-    let mut keys = KeyBlocks::new();
-    let mut texts = Texts::default();
-    for (block, (key, text)) in keys.0.iter_mut().zip(packets) {
-        // What is behind the one-time key in its block must not matter.
-        *block = [0x99; BLOCK_LEN];
-        block[..32].copy_from_slice(key);
-        texts.push(&[0; 8], 0, text);
-    }
+    // What is behind the one-time key in its block must not matter.
+    let mut keys = [[0x99; BLOCK_LEN]; LANES_MAX];
+    let mut tags = [[0; TAG_LEN]; TEXTS_MAX];
+    let items = packets.iter_mut().zip(&mut keys).zip(&mut tags);
+    let mut items: ArrayVec<Item<'_>, TEXTS_MAX> = items
+        .map(|(((key, text), block), tag)| {
+            block[..32].copy_from_slice(key);
+            Item { key: &[0; 8], counter: 0, text, tag, verified: None }
+        })
+        .collect();
+    let texts = Texts::new(&mut items);
     engine.tags(&keys, &texts)[..texts.len()].to_vec()
 }
 
