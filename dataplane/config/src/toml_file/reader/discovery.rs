@@ -126,7 +126,7 @@ impl Reader<'_> {
     }
 
     fn proxy(&mut self, section: &Section<'_>, discovery: &mut Discovery) {
-        let like = "write it like \"http://proxy.example.net:3128\"";
+        let like = "write it like \"http://proxy.example.net:3128\", or \"environment\"";
         discovery.proxy = match self.string(section, "proxy").as_deref() {
             None => Proxy::None,
             Some("environment") => Proxy::Environment,
