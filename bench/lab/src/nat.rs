@@ -2,7 +2,7 @@
 //! names, made of nftables and connection tracking.
 //!
 //! ```text
-//!            server 2.255.1.10, 2.255.2.10, 2001:db8:5::10, ::11
+//!            server 2.255.1.10, 2.255.2.10, 2001:db8:5::10, ::11; coturn at .20, ::20, ::21
 //!               │
 //!             core ── no route to private or shared addresses
 //!           ┌───┴────┐
@@ -15,6 +15,7 @@
 //! The outside addresses only look public: nothing leads out of the namespaces. Documentation ranges
 //! will not do for IPv4, because miniupnpd and tayga refuse them.
 
+mod coturn;
 mod faults;
 mod host;
 mod internet;
@@ -24,6 +25,7 @@ mod rules;
 mod services;
 mod wire;
 
+pub use coturn::{STUN_PORT, STUN_V4, STUN_V6};
 pub use faults::{Direction, Fault};
 pub use host::Host;
 pub use internet::{Internet, RELAY_NAME, SERVER_V4, SERVER_V6, names_for};

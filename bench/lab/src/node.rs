@@ -32,6 +32,8 @@ pub struct NodeOptions {
     pub port: u16,
     /// More lines for `[discovery]`.
     pub discovery: String,
+    /// More STUN servers than the relay's, `host:port`.
+    pub stun: Vec<String>,
     /// Whether a control process runs from the start.
     pub control: bool,
     /// What its control process sees as /etc/resolv.conf.
@@ -45,6 +47,7 @@ impl Default for NodeOptions {
         Self {
             port: PORT,
             discovery: "port_mapping = \"off\"\n".into(),
+            stun: Vec::new(),
             control: true,
             resolv_conf: None,
             environment: Vec::new(),
@@ -110,7 +113,8 @@ impl Pair {
         let [host_a, host_b] = hosts;
         let start = |i: usize, host: Host| {
             let (near, far) = (1 + i as u8, 2 - i as u8);
-            let discovery = format!("\n[discovery]\n{}{}", relay.discovery(), options[i].discovery);
+            let servers = relay.discovery_and(&options[i].stun);
+            let discovery = format!("\n[discovery]\n{servers}{}", options[i].discovery);
             let gateway = GatewayOptions {
                 private_key: keys[i].private.clone(),
                 listen_port: options[i].port,

@@ -41,11 +41,15 @@ impl Relay {
 
     /// Lines for a `[discovery]` of those who shall use it.
     pub fn discovery(&self) -> String {
+        self.discovery_and(&[])
+    }
+
+    /// The same with more STUN servers, `host:port`.
+    pub fn discovery_and(&self, more: &[String]) -> String {
         let ca = self.certificate_file();
-        let [_, second] = SERVER_V4;
-        format!(
-            "relay = [\"https://{RELAY_NAME}\"]\nrelay_ca_file = {ca:?}\nstun = [\"{second}:{STUN_PORT}\"]\n"
-        )
+        let second = format!("{}:{STUN_PORT}", SERVER_V4[1]);
+        let stun: Vec<&String> = [&second].into_iter().chain(more).collect();
+        format!("relay = [\"https://{RELAY_NAME}\"]\nrelay_ca_file = {ca:?}\nstun = {stun:?}\n")
     }
 
     /// The certificate that it shows, which signed itself.

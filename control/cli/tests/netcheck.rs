@@ -5,14 +5,14 @@ mod schema;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use millrace_lab::nat::{
     Fault, Filtering, Hairpin, Host, Internet, Ipv6, Mapping, Nat, Policy, PortMapping, Router,
-    RouterOptions, SERVER_V4, SERVER_V6, names_for,
+    RouterOptions, SERVER_V4, STUN_PORT, STUN_V4, STUN_V6, names_for,
 };
 use millrace_lab::relay::Relay;
 use millrace_lab::{Daemon, Lab};
@@ -20,8 +20,6 @@ use serde_json::Value;
 
 /// A loaded machine starts a daemon within this.
 const LIMIT: Duration = Duration::from_secs(20);
-/// coturn's first port; the other is the next. 3478 is the relay's.
-const STUN_PORT: u16 = 3480;
 /// Where derper's -dev serves HTTP.
 const DERPER_PORT: u16 = 3340;
 
@@ -36,27 +34,7 @@ impl World {
     fn new() -> Self {
         let lab = Lab::new().unwrap();
         let internet = Internet::new(&lab).unwrap();
-        let mut command = internet.server.command("turnserver");
-        command.args(["-n", "--stun-only", "--no-cli", "--no-tls", "--no-dtls"]);
-        for address in SERVER_V4.map(IpAddr::from).into_iter().chain(SERVER_V6.map(IpAddr::from)) {
-            command.arg("-L").arg(address.to_string());
-        }
-        command.arg(format!("--listening-port={STUN_PORT}"));
-        command.arg(format!("--alt-listening-port={}", STUN_PORT + 1));
-        let pid = lab.directory().join("coturn.pid");
-        command.arg("--log-file=stdout").arg("--pidfile").arg(pid);
-        let mut coturn = Daemon::start(lab.directory(), "coturn", command)
-            .unwrap_or_else(|error| panic!("{error}; scripts/setup installs coturn"));
-        let ask = || {
-            internet.server.run(|| {
-                let socket = UdpSocket::bind((SERVER_V4[1], 0)).unwrap();
-                socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-                let ask = b"\0\x01\0\0\x21\x12\xa4\x42netcheck-lab";
-                let _ = socket.send_to(ask, (SERVER_V4[1], STUN_PORT + 1));
-                socket.recv(&mut [0; 100]).ok().map(drop)
-            })
-        };
-        coturn.wait_for("an answer", LIMIT, ask).unwrap();
+        let coturn = internet.start_coturn(&lab).unwrap();
         Self { lab, internet, _coturn: coturn }
     }
 
@@ -100,11 +78,11 @@ impl World {
 }
 
 fn stun() -> String {
-    format!("--stun={}:{STUN_PORT}", SERVER_V4[0])
+    format!("--stun={}:{STUN_PORT}", STUN_V4[0])
 }
 
 fn stun_v6() -> String {
-    format!("--stun=[{}]:{STUN_PORT}", SERVER_V6[0])
+    format!("--stun=[{}]:{STUN_PORT}", STUN_V6[0])
 }
 
 fn derper_url() -> String {
@@ -244,7 +222,7 @@ fn derper_answers_by_stun_and_is_the_nearest_relay() {
     assert_eq!(document["mapping_varies_by_dest_ip"], Value::Null);
     assert_eq!(document["verdict"]["prospect"], "unknown");
     // A second server at another address does.
-    let second = format!("--stun={}:{STUN_PORT}", SERVER_V4[1]);
+    let second = format!("--stun={}:{STUN_PORT}", STUN_V4[1]);
     let (_, document) = world.netcheck(&host, &["--relay", &derper_url(), &second]);
     assert_eq!(document["mapping_varies_by_dest_ip"], false);
     assert_eq!(document["mapping"], "endpoint_independent");
@@ -294,7 +272,7 @@ fn ipv6_has_three_values() {
     assert_eq!(address.ip(), IpAddr::from(only.v6(0).unwrap()));
     assert_eq!(document["filtering_ipv6"], "address_and_port_dependent", "{document:#}");
     let both = router.host(&world.lab, "both").unwrap();
-    let blocked = SERVER_V6.map(|address| Fault::Block(address.into()));
+    let blocked = STUN_V6.map(|address| Fault::Block(address.into()));
     router.set_faults(&blocked).unwrap();
     let (exit, document) = world.netcheck(&both, &[&stun(), &stun_v6()]);
     assert_eq!((exit, &document["ipv6"]["state"]), (0, &"no_connectivity".into()), "{document:#}");
