@@ -26,6 +26,7 @@ use crate::candidate::{Candidate, OwnAddresses};
 use crate::disco::{DiscoError, Envelope, Message};
 use crate::introduce::{self, Home, IntroduceError};
 use crate::limits::{FRAME_LEN_MIN, PROBES_IN_ALL};
+use crate::nat::Nat;
 use crate::output::{Event, Output, Reason, Refused, Route};
 use crate::path::{Pair, UplinkId};
 pub use crate::peer::report::{PathReport, PathState, Report};
@@ -60,6 +61,8 @@ pub struct Network {
     /// What is never probed.
     pub addresses: OwnAddresses,
     pub uplinks: Vec<Uplink>,
+    /// What peers are told of our NAT, for those who ask why.
+    pub nat: Nat,
 }
 
 /// What happened. Datagrams and packets are opened in place.
@@ -150,6 +153,7 @@ impl Finder {
             candidates: Vec::new(),
             addresses: OwnAddresses::default(),
             uplinks: Vec::new(),
+            nat: Nat::default(),
             frame_len: config.frame_len.max(FRAME_LEN_MIN),
             least_frame_len: config.least_frame_len.max(FRAME_LEN_MIN),
             wall_at_zero: config.wall_at_zero,
@@ -366,15 +370,23 @@ impl Finder {
         let same = own.home == network.home
             && own.candidates == network.candidates
             && own.uplinks == network.uplinks;
+        let same_nat = own.nat == network.nat;
         self.own.home = network.home;
         self.own.candidates = network.candidates;
         self.own.addresses = network.addresses;
         self.own.uplinks = network.uplinks;
-        if same && !major {
+        self.own.nat = network.nat;
+        if same && same_nat && !major {
             return;
         }
         for peer in self.peers.keys().copied().collect::<Vec<_>>() {
-            self.with_peer(now, random, peer, |peer, context| peer.own_changed(context, major));
+            self.with_peer(now, random, peer, |peer, context| {
+                if same && !major {
+                    peer.own_nat_changed(now);
+                } else {
+                    peer.own_changed(context, major);
+                }
+            });
         }
     }
 

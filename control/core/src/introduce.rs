@@ -16,10 +16,12 @@
 //!   count     1   candidates that follow, at most 100
 //!     kind    1   as in `CandidateKind`
 //!     address 18  IPv6 or IPv4-mapped address 16, port 2
+//!   nat       4   what is known of the sender's NAT, as `Nat::to_wire` has it: mapping, filtering
+//!                 IPv4, filtering IPv6, port preserved. Absent: an older sender, or no room
 //! ```
 //!
-//! Integers are big-endian. Bytes after the candidates belong to a later minor form and are
-//! ignored; what an old reader must not misread gets a new version.
+//! Integers are big-endian. Bytes after these belong to a later minor form and are ignored, as `nat`
+//! is by older readers; what an old reader must not misread gets a new version.
 //!
 //! **Replay.** A box has one key for both directions, so the sender's key stands inside: a message
 //! sent back to its author is seen. `number` is the time in nanoseconds since 1970, raised above
@@ -29,12 +31,13 @@
 
 use crate::candidate::{Candidate, CandidateKind};
 use crate::limits::{ANSWER_TIME_MAX, CANDIDATES_MAX, RELAY_URL_LEN_MAX};
+use crate::nat::Nat;
 use crate::sealed::{BoxKey, NONCE_LEN, PublicKey, TAG_LEN};
 use crate::wire_address::{self, ADDRESS_LEN};
 
 /// What every introduction begins with. No datagram of WireGuard, STUN or disco does.
 pub const MAGIC: [u8; 8] = *b"millrace";
-/// Bytes of the longest introduction.
+/// Bytes of the longest introduction that any version of us reads.
 pub const LEN_MAX: usize =
     OVERHEAD + FIXED_LEN + RELAY_URL_LEN_MAX + CANDIDATES_MAX * CANDIDATE_LEN;
 
@@ -59,6 +62,8 @@ pub struct Introduction {
     pub home: Home,
     /// At most [`CANDIDATES_MAX`].
     pub candidates: Vec<Candidate>,
+    /// What the sender's NAT does; none: it does not say.
+    pub nat: Option<Nat>,
 }
 
 /// The relay at which a peer listens.
@@ -160,10 +165,13 @@ impl Introduction {
             Some(Candidate { kind: CandidateKind::from_wire(kind), address })
         });
         let candidates = candidates.collect::<Option<Vec<_>>>()?;
-        Some(Self { sender, number, answers, disco_key, home: Home { region, url }, candidates })
+        let nat = reader.take().map(Nat::from_wire);
+        let home = Home { region, url };
+        Some(Self { sender, number, answers, disco_key, home, candidates, nat })
     }
 
     fn write(&self, content: &mut Vec<u8>) {
+        let begin = content.len();
         content.extend(self.sender.0);
         content.extend(self.number.to_be_bytes());
         content.extend(self.answers.to_be_bytes());
@@ -179,6 +187,11 @@ impl Introduction {
         for candidate in candidates {
             content.push(candidate.kind.to_wire());
             content.extend(wire_address::to_bytes(candidate.address));
+        }
+        // Who does not know of this field refuses what is longer than without it.
+        let left = (LEN_MAX - OVERHEAD).saturating_sub(content.len() - begin);
+        if let Some(nat) = self.nat.filter(|_| left >= Nat::WIRE_LEN) {
+            content.extend(nat.to_wire());
         }
     }
 }
@@ -280,6 +293,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::nat::{Filtering, Mapping};
 
     const ALICE: PublicKey = PublicKey([0xa1; 32]);
     const BOB: PublicKey = PublicKey([0xb0; 32]);
@@ -307,6 +321,12 @@ mod tests {
                     address: "[2001:db8::1]:4242".parse().unwrap(),
                 },
             ],
+            nat: Some(Nat {
+                mapping: Some(Mapping::EndpointIndependent),
+                filtering: Some(Filtering::AddressAndPortDependent),
+                filtering_ipv6: None,
+                port_preserved: Some(true),
+            }),
         }
     }
 
@@ -320,6 +340,7 @@ mod tests {
         content.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0xca, 0x6c]);
         content.extend([3, 0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
         content.extend([0x10, 0x92]);
+        content.extend([2, 3, 0, 2]);
         content
     }
 
@@ -344,10 +365,26 @@ mod tests {
         assert_eq!(packet.len(), LEN_MAX);
         let opened = open(&mut packet, ALICE, &key()).unwrap();
         assert_eq!(opened.candidates.len(), CANDIDATES_MAX);
+        assert_eq!(opened.nat, None, "there is no room");
         assert_eq!(opened.home, long.home);
         packet.push(0);
         let error = Err(IntroduceError::Long { seen: LEN_MAX + 1 });
         assert_eq!(open(&mut packet, ALICE, &key()), error);
+    }
+
+    #[test]
+    fn an_older_sender_and_an_older_reader_are_understood() {
+        let content = golden_content();
+        let introduction = introduction();
+        assert_eq!(Introduction::parse(&content), Some(introduction.clone()));
+        let older = Introduction { nat: None, ..introduction.clone() };
+        for cut in 1..=Nat::WIRE_LEN {
+            let without = &content[..content.len() - cut];
+            assert_eq!(Introduction::parse(without), Some(older.clone()), "{cut} bytes less");
+        }
+        let mut later = content;
+        later.extend([1, 2, 3]);
+        assert_eq!(Introduction::parse(&later), Some(introduction));
     }
 
     #[test]
@@ -382,12 +419,9 @@ mod tests {
     #[test]
     fn contents_are_read_whole_or_not_at_all() {
         let content = golden_content();
-        for len in 0..content.len() {
+        for len in 0..content.len() - Nat::WIRE_LEN {
             assert_eq!(Introduction::parse(&content[..len]), None, "{len} bytes");
         }
-        let mut later = content.clone();
-        later.extend([1, 2, 3]);
-        assert_eq!(Introduction::parse(&later), Some(introduction()));
         // Field by field: a number of zero, a line end in the URL, more candidates than allowed.
         let url_at = FIXED_LEN - 1;
         for (range, value) in [(32..40, 0), (url_at..url_at + 1, b'\n')] {
@@ -465,7 +499,7 @@ mod tests {
         fn what_is_sealed_opens_to_the_same(
             number in 1_u64.., answers: u64, region: u16, url in "[!-~]{0,255}",
             addresses in vec(any::<(std::net::IpAddr, u16, u8)>(), 0..CANDIDATES_MAX),
-            nonce: [u8; 24],
+            nonce: [u8; 24], nat: Option<[u8; Nat::WIRE_LEN]>,
         ) {
             let candidates = addresses.into_iter().map(|(ip, port, kind)| Candidate {
                 kind: CandidateKind::from_wire(kind),
@@ -473,6 +507,7 @@ mod tests {
             });
             let sent = Introduction {
                 number, answers, home: Home { region, url }, candidates: candidates.collect(),
+                nat: nat.map(Nat::from_wire),
                 ..introduction()
             };
             let mut packet = seal(&sent, nonce, &key());

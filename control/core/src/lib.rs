@@ -18,6 +18,7 @@ pub mod fuzz;
 pub mod home_relay;
 pub mod introduce;
 pub mod limits;
+pub mod nat;
 pub mod nat64;
 pub mod netcheck;
 pub mod output;

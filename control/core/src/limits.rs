@@ -73,6 +73,10 @@ pub const SEARCH_INTERVAL_MIN: Duration = Duration::from_secs(1);
 pub const INTRODUCE_INTERVAL_MIN: Duration = Duration::from_millis(500);
 pub const INTRODUCE_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
+/// News of what our NAT does, by which nobody finds a path, wait this long: until it is known as a
+/// whole, and so that they take no introduction's turn.
+pub const NAT_NEWS_DELAY: Duration = Duration::from_secs(4);
+
 /// An answer to an introduction that took longer proves nothing.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 

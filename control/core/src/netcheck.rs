@@ -26,12 +26,11 @@ use std::time::Duration;
 
 use rand::RngCore;
 
-pub use self::report::{
-    Family, Filtering, Mapping, MappingLifetime, PortMapping, Report, ServerReport, TcpReport,
-};
+pub use self::report::{Family, MappingLifetime, PortMapping, Report, ServerReport, TcpReport};
 pub use self::verdict::{Prospect, Verdict};
 use crate::limits::{FULL_CHECK_INTERVAL, NEAREST_RELAYS, NETCHECK_SERVERS_MAX};
 use crate::netcheck::check::Check;
+pub(crate) use crate::netcheck::check::is_believable;
 use crate::time::Instant;
 
 /// From which socket something goes, or on which it came. Each but the tunnel's has a port of its
@@ -71,6 +70,9 @@ pub struct Setup {
     pub home: Option<String>,
     pub port_mapping: PortMapping,
     pub depth: Depth,
+    /// Whom the tunnel's port wrote to lately, beside the servers: a NAT lets them in as if it
+    /// filtered nothing. For [`Depth::Kinds`]; other checks filter on a port that is new.
+    pub written_to: Vec<SocketAddr>,
 }
 
 /// How much is found out.
@@ -82,9 +84,19 @@ pub enum Depth {
     Nearest,
     /// All servers, and how the NAT maps and filters.
     Full,
+    /// Only how the NAT maps and what it filters, on the tunnel's own port as it is in use: that one
+    /// writes to none but the servers, and [`Socket::Asker`], which has this port inside, to where
+    /// they say that they are too.
+    Kinds { asker_port: u16 },
     /// Also every relay by TCP, whether the NAT hairpins, and how long it keeps a mapping: this
     /// long is waited at most.
     Diagnosis { hairpin: bool, lifetime: Option<Duration> },
+}
+
+impl Depth {
+    fn is_kinds(self) -> bool {
+        matches!(self, Self::Kinds { .. })
+    }
 }
 
 /// What happened.
@@ -96,6 +108,8 @@ pub enum Input<'i> {
     Datagram { socket: Socket, from: SocketAddr, bytes: &'i [u8] },
     /// A datagram could not leave: there is no way there from here.
     Unsendable { socket: Socket, to: SocketAddr },
+    /// The tunnel's port wrote to somebody else than the check has it write to.
+    Wrote(SocketAddr),
     /// What came of [`Output::Connect`].
     Connected { relay: &'i str, report: TcpReport },
     /// What came of [`Output::LookForPortal`]: whether somebody else answered; none: nobody did.
@@ -217,6 +231,12 @@ impl Netcheck {
                 if let Some(check) = &mut self.check {
                     check.unsendable(now, socket, to, &mut self.refused);
                 }
+            }
+            Input::Wrote(to) => {
+                if let Some(check) = &mut self.check {
+                    check.wrote(to);
+                }
+                return;
             }
             Input::Connected { relay, report } => {
                 let known = self.check.as_mut().is_some_and(|check| check.connected(relay, report));

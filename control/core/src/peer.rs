@@ -18,10 +18,11 @@ use crate::disco::Message;
 use crate::introduce::{self, Freshness, Home, IntroduceError, Introduction};
 use crate::limits::{
     ACTIVE_TIME, ALTERNATE_INTERVAL, ALTERNATES_MAX, DATA_SILENCE_MAX, FRESH_TIME,
-    HEARTBEAT_INTERVAL, INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, PATHS_MAX, PING_TIMEOUT,
-    PINGS_REMEMBERED, PONGS_PER_PEER, PROBES_PER_PEER, SIGNALS_PER_PEER, SILENCES_APART_MAX,
-    SILENCES_MAX, SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
+    HEARTBEAT_INTERVAL, INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, NAT_NEWS_DELAY, PATHS_MAX,
+    PING_TIMEOUT, PINGS_REMEMBERED, PONGS_PER_PEER, PROBES_PER_PEER, SIGNALS_PER_PEER,
+    SILENCES_APART_MAX, SILENCES_MAX, SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
 };
+use crate::nat::Nat;
 use crate::output::{Event, Output, Reason, Refused, Route, Transmit, Why};
 use crate::path::{FrameLens, Pair, Path, UplinkId};
 use crate::score::Quality;
@@ -61,6 +62,7 @@ pub(crate) struct Own {
     pub candidates: Vec<Candidate>,
     pub addresses: OwnAddresses,
     pub uplinks: Vec<Uplink>,
+    pub nat: Nat,
     /// Bytes of UDP payload of the tunnel's longest packet.
     pub frame_len: usize,
     /// The least that a path must carry.
@@ -151,6 +153,8 @@ pub(crate) struct Peer {
     /// When the peer's control process last said anything by UDP.
     disco_at: Option<Instant>,
     home: Option<Home>,
+    /// What its NAT does, if it said so.
+    nat: Option<Nat>,
     /// The relay says that the peer is not there, and nothing came from its control process since.
     gone: bool,
     /// The path that died last, while nothing else was known.
@@ -198,6 +202,7 @@ impl Peer {
             silence: None,
             disco_at: None,
             home: None,
+            nat: None,
             gone: false,
             fallen_from: None,
         };
@@ -341,7 +346,8 @@ impl Peer {
             }
         };
         self.gone = false;
-        let Introduction { disco_key, home, candidates, .. } = introduction;
+        let Introduction { disco_key, home, candidates, nat, .. } = introduction;
+        self.nat = nat;
         let new = self.disco_key() != Some(disco_key);
         if new {
             let agreed = BoxKey::agree(&context.own.disco_secret, disco_key);
@@ -454,6 +460,13 @@ impl Peer {
             self.candidates.insert(Candidate { kind: CandidateKind::Other, address });
         }
         self.start_search(now, false);
+    }
+
+    /// What we know of our own NAT changed: the peer is told, and no path is the worse for it.
+    pub(crate) fn own_nat_changed(&mut self, now: Instant) {
+        self.freshness.outdated();
+        let at = now + NAT_NEWS_DELAY;
+        self.introduce_at = Some(self.introduce_at.map_or(at, |planned| planned.min(at)));
     }
 
     /// Our addresses, uplinks or home changed: tell the peer, and look at every path anew.

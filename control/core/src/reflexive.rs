@@ -7,6 +7,8 @@ use std::time::Duration;
 use rand::RngCore;
 
 use crate::limits::{STUN_ANSWER_MAX_AGE, STUN_INTERVAL, STUN_RETRIES};
+use crate::nat;
+use crate::netcheck::is_believable;
 use crate::stun::{self, REQUEST_LEN, StunError};
 use crate::time::Instant;
 use crate::transaction::TransactionId;
@@ -39,6 +41,8 @@ struct Question {
 #[derive(Clone, Copy, Debug)]
 struct Answer {
     mapped: SocketAddr,
+    /// From where it can answer besides (RFC 5780).
+    other: Option<SocketAddr>,
     at: Instant,
     round_trip: Duration,
 }
@@ -49,7 +53,7 @@ pub struct Seen {
     /// Each address once, the most often seen first.
     pub addresses: Vec<SocketAddr>,
     /// Whether an IPv4 mapping depends on whom we send to: a NAT through which nobody reaches us by
-    /// it. None while fewer than two servers answered.
+    /// it. None while servers at fewer than two addresses answered.
     pub varies: Option<bool>,
 }
 
@@ -133,7 +137,8 @@ impl Reflexive {
         // After a retry nobody knows which of them was answered: the worst case counts.
         let round_trip = now.since(question.first_at);
         let new = server.answer.is_none_or(|answer| answer.mapped != response.mapped);
-        server.answer = Some(Answer { mapped: response.mapped, at: now, round_trip });
+        let (mapped, other) = (response.mapped, response.other);
+        server.answer = Some(Answer { mapped, other, at: now, round_trip });
         server.question = None;
         Ok(new)
     }
@@ -147,15 +152,31 @@ impl Reflexive {
     /// What is known now; old answers are not.
     pub fn seen(&self, now: Instant) -> Seen {
         let fresh = |answer: &Answer| now.since(answer.at) < STUN_ANSWER_MAX_AGE;
-        let answers = self.servers.iter().filter_map(|server| server.answer.filter(fresh));
-        let mapped: Vec<SocketAddr> = answers.map(|answer| answer.mapped).collect();
+        let answer = |server: &Server| Some((server.address, server.answer.filter(fresh)?.mapped));
+        let mut answers: Vec<(SocketAddr, SocketAddr)> =
+            self.servers.iter().filter_map(answer).collect();
+        let mapped: Vec<SocketAddr> = answers.iter().map(|(_, mapped)| *mapped).collect();
         let count = |address: &SocketAddr| mapped.iter().filter(|other| *other == address).count();
         let mut addresses = mapped.clone();
         addresses.sort_by_key(|address| (std::cmp::Reverse(count(address)), *address));
         addresses.dedup();
-        let ipv4: Vec<_> = mapped.iter().filter(|address| address.is_ipv4()).collect();
-        let varies = (ipv4.len() > 1).then(|| ipv4.iter().any(|address| *address != ipv4[0]));
-        Seen { addresses, varies }
+        answers.retain(|(from, _)| from.is_ipv4());
+        Seen { addresses, varies: nat::varies(&answers) }
+    }
+
+    /// Servers that answered lately and can show what a NAT filters, each with its other address.
+    pub fn showing(&self, now: Instant) -> Vec<(SocketAddr, SocketAddr)> {
+        let showing = |server: &Server| {
+            let answer = server.answer.filter(|known| now.since(known.at) < STUN_ANSWER_MAX_AGE)?;
+            Some((server.address, answer.other?))
+        };
+        let showing = self.servers.iter().filter_map(showing);
+        showing.filter(|(server, other)| is_believable(*server, *other)).collect()
+    }
+
+    /// Who is asked.
+    pub fn servers(&self) -> impl Iterator<Item = SocketAddr> {
+        self.servers.iter().map(|server| server.address)
     }
 
     /// The round trip to a server at its last answer.

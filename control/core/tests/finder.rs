@@ -13,6 +13,7 @@ use millrace_path::introduce::{self, Home, Introduction};
 use millrace_path::limits::{
     CANDIDATES_MAX, FRAME_LEN_DEFAULT, FRAME_LEN_MIN, PROBES_IN_ALL, PROBES_PER_PEER,
 };
+use millrace_path::nat::{Filtering, Mapping, Nat};
 use millrace_path::path::{Pair, UplinkId};
 use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
 use millrace_path::transaction::TransactionId;
@@ -43,8 +44,32 @@ struct Party {
     number: u64,
 }
 
+const HARD: Nat = Nat {
+    mapping: Some(Mapping::AddressAndPortDependent),
+    filtering: Some(Filtering::AddressAndPortDependent),
+    filtering_ipv6: None,
+    port_preserved: Some(false),
+};
+
 fn secret(bytes: [u8; 32]) -> SecretKey {
     SecretKey::from_bytes(bytes)
+}
+
+/// What is ours.
+fn network(nat: Nat) -> Network {
+    Network {
+        home: Home::default(),
+        candidates: vec![Candidate {
+            kind: CandidateKind::Interface,
+            address: OWN_SOCKET.parse().unwrap(),
+        }],
+        addresses: OwnAddresses {
+            sockets: vec![OWN_SOCKET.parse().unwrap(), OWN_REFLEXIVE.parse().unwrap()],
+            tunnels: vec![Prefix { address: "10.9.0.0".parse().unwrap(), length: 16 }],
+        },
+        uplinks: vec![Uplink { id: UplinkId(0), ipv6: false }],
+        nat,
+    }
 }
 
 impl Desk {
@@ -65,19 +90,7 @@ impl Desk {
         let finder = Finder::new(config, now);
         let mut desk =
             Self { finder, now, deadline: None, random, node_secret, sent, relayed, events };
-        let network = Network {
-            home: Home::default(),
-            candidates: vec![Candidate {
-                kind: CandidateKind::Interface,
-                address: OWN_SOCKET.parse().unwrap(),
-            }],
-            addresses: OwnAddresses {
-                sockets: vec![OWN_SOCKET.parse().unwrap(), OWN_REFLEXIVE.parse().unwrap()],
-                tunnels: vec![Prefix { address: "10.9.0.0".parse().unwrap(), length: 16 }],
-            },
-            uplinks: vec![Uplink { id: UplinkId(0), ipv6: false }],
-        };
-        desk.handle(Input::Network { network, major: false });
+        desk.handle(Input::Network { network: network(Nat::default()), major: false });
         desk
     }
 
@@ -155,6 +168,7 @@ impl Party {
             disco_key: secret(self.disco_secret).public_key(),
             home: Home::default(),
             candidates: addresses.iter().map(candidate).collect(),
+            nat: Some(HARD),
         };
         let key = BoxKey::agree(&secret(self.node_secret), desk.node_key()).unwrap();
         introduce::seal(&introduction, [9; 24], &key)
@@ -287,6 +301,26 @@ fn the_report_says_what_each_path_is_good_for() {
     assert_eq!(state("203.0.113.9:51820"), PathState::Unproven);
     assert_eq!(state("203.0.113.10:51820"), PathState::NeverAnswered);
     assert_eq!(state("203.0.113.11:9"), PathState::OneWay);
+}
+
+#[test]
+fn both_sides_know_of_both_nats_and_nothing_else_changes_by_that() {
+    let (mut desk, party) = introduced(&["203.0.113.9:51820"]);
+    desk.wait(Duration::from_secs(120));
+    let report = desk.finder.report(desk.now, party.key()).unwrap();
+    assert_eq!(report.nat, Some(HARD));
+    let (introductions, pings) = (desk.relayed.len(), desk.sent.len());
+    for _ in 0..3 {
+        desk.handle(Input::Network { network: network(HARD), major: false });
+        desk.wait(Duration::from_secs(1));
+    }
+    assert_eq!(desk.relayed.len(), introductions, "there is no hurry");
+    desk.wait(Duration::from_secs(30));
+    assert_eq!((desk.relayed.len(), desk.sent.len()), (introductions + 1, pings), "said once");
+    let (_, mut packet) = desk.relayed.pop().unwrap();
+    let key = BoxKey::agree(&secret(party.node_secret), desk.node_key()).unwrap();
+    let introduction = introduce::open(&mut packet, desk.node_key(), &key).unwrap();
+    assert_eq!(introduction.nat, Some(HARD));
 }
 
 #[test]

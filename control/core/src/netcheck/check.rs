@@ -83,7 +83,8 @@ impl Check {
                 let Some(to) = server.stun.iter().find(|a| a.is_ipv4() == ipv4) else { continue };
                 if may_ask(*to, &setup) {
                     let purpose = Purpose::Server { index };
-                    probes.push(Probe::new(purpose, Socket::Tunnel, *to, now).with_plan(plan));
+                    let probe = Probe::new(purpose, mapping_socket(setup.depth), *to, now);
+                    probes.push(probe.with_plan(plan));
                 } else {
                     refused.count(Refused::AddressUnusable);
                 }
@@ -109,6 +110,13 @@ impl Check {
 
     pub(super) fn set_port_mapping(&mut self, port_mapping: PortMapping) {
         self.setup.port_mapping = port_mapping;
+    }
+
+    /// Some filter on the tunnel's port is open now.
+    pub(super) fn wrote(&mut self, to: SocketAddr) {
+        if self.depth().is_kinds() && !self.setup.written_to.contains(&to) {
+            self.setup.written_to.push(to);
+        }
     }
 
     /// A datagram that looks like STUN.
@@ -256,7 +264,8 @@ impl Check {
 
     /// Answers that the tunnel's own socket got, of one family: who answered, and our address.
     pub(super) fn seen(&self, ipv4: bool) -> Vec<(SocketAddr, SocketAddr)> {
-        let ours = self.probes.iter().filter(|probe| probe.socket == Socket::Tunnel);
+        let socket = mapping_socket(self.depth());
+        let ours = self.probes.iter().filter(|probe| probe.socket == socket);
         let answers = ours.filter_map(|probe| Some((probe.from, probe.mapped()?)));
         answers.filter(|(from, _)| from.is_ipv4() == ipv4).collect()
     }
@@ -268,7 +277,11 @@ impl Check {
     }
 
     pub(super) fn is_ours(&self, outside: SocketAddr) -> bool {
-        outside.port() == self.setup.port && self.setup.addresses.contains(&outside.ip())
+        let port = match self.depth() {
+            Depth::Kinds { asker_port } => asker_port,
+            _ => self.setup.port,
+        };
+        outside.port() == port && self.setup.addresses.contains(&outside.ip())
     }
 
     fn is_diagnosis(&self) -> bool {
@@ -336,13 +349,15 @@ impl Check {
             }
             (Purpose::FilterOpen, Outcome::Answered { .. }) => {
                 let Some((server, other)) = self.shown_by(from) else { return };
-                let probe = filter_probe(Purpose::FilterAddressAndPort, server, now);
+                let purpose = Purpose::FilterAddressAndPort;
+                let probe = Probe::new(purpose, filtering_socket(self.depth()), server, now);
                 self.probes.push(probe.answered_from(Ask::OtherAddressAndPort, other));
             }
             (Purpose::FilterAddressAndPort, Outcome::Silent) => {
                 let Some((server, other)) = self.shown_by(self.probes[index].to) else { return };
                 let other_port = SocketAddr::new(server.ip(), other.port());
-                let probe = filter_probe(Purpose::FilterPort, server, now);
+                let socket = filtering_socket(self.depth());
+                let probe = Probe::new(Purpose::FilterPort, socket, server, now);
                 self.probes.push(probe.answered_from(Ask::OtherPort, other_port));
             }
             (Purpose::Neighbour, Outcome::Answered { mapped, .. }) => {
@@ -385,8 +400,8 @@ impl Check {
         other: Option<SocketAddr>,
         refused: &mut Counters,
     ) {
-        let ipv4 = server.is_ipv4();
-        if self.depth() == Depth::Nearest {
+        let (ipv4, depth) = (server.is_ipv4(), self.depth());
+        if depth == Depth::Nearest {
             return;
         }
         if let Depth::Diagnosis { hairpin: true, .. } = self.depth() {
@@ -404,9 +419,9 @@ impl Check {
         let mut probe = |purpose, socket, to| {
             self.probes.push(Probe::new(purpose, socket, to, now));
         };
-        probe(Purpose::OtherAddress, Socket::Tunnel, other_address);
-        probe(Purpose::OtherAddressAndPort, Socket::Tunnel, other);
-        probe(Purpose::FilterOpen, Socket::Filtering, server);
+        probe(Purpose::OtherAddress, mapping_socket(depth), other_address);
+        probe(Purpose::OtherAddressAndPort, mapping_socket(depth), other);
+        probe(Purpose::FilterOpen, filtering_socket(depth), server);
         if let Depth::Diagnosis { lifetime: Some(longest), .. } = self.depth()
             && ipv4
             && !self.is_ours(mapped)
@@ -415,6 +430,7 @@ impl Check {
         }
     }
 
+    /// Whom the server of a family can be besides, as far as it says.
     fn shown_by(&self, server: SocketAddr) -> Option<(SocketAddr, SocketAddr)> {
         self.shows[usize::from(server.is_ipv4())]
     }
@@ -450,8 +466,14 @@ impl Check {
     }
 }
 
-fn filter_probe(purpose: Purpose, server: SocketAddr, now: Instant) -> Probe {
-    Probe::new(purpose, Socket::Filtering, server, now)
+/// Which socket writes to everybody, to see how the NAT maps.
+fn mapping_socket(depth: Depth) -> Socket {
+    if depth.is_kinds() { Socket::Asker } else { Socket::Tunnel }
+}
+
+/// Which socket writes to one server only, to see what the NAT filters.
+fn filtering_socket(depth: Depth) -> Socket {
+    if depth.is_kinds() { Socket::Tunnel } else { Socket::Filtering }
 }
 
 fn random_transaction(random: &mut impl RngCore) -> TransactionId {
@@ -471,7 +493,7 @@ fn may_ask(to: SocketAddr, setup: &Setup) -> bool {
 
 /// Whether what a server says of its other address can be: another address and another port of the
 /// same kind of network. A server on the internet must not send us into the networks around us.
-fn is_believable(server: SocketAddr, other: SocketAddr) -> bool {
+pub(crate) fn is_believable(server: SocketAddr, other: SocketAddr) -> bool {
     server.is_ipv4() == other.is_ipv4()
         && server.ip() != other.ip()
         && server.port() != other.port()

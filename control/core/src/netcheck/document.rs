@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Family, Filtering, Mapping, Report, ServerReport, TcpReport};
+use super::{Family, Report, ServerReport, TcpReport};
+use crate::nat::{Filtering, Mapping};
 
 impl Report {
     /// As the schema says. Null always means that it is not known.
@@ -55,28 +56,6 @@ impl Family {
             (Some(_), _) => "yes",
             (None, true) => "no_connectivity",
             (None, false) => "no",
-        }
-    }
-}
-
-impl Mapping {
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::EndpointIndependent => "endpoint_independent",
-            Self::AddressDependent => "address_dependent",
-            Self::AddressAndPortDependent => "address_and_port_dependent",
-            Self::Dependent => "dependent",
-        }
-    }
-}
-
-impl Filtering {
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::EndpointIndependent => "endpoint_independent",
-            Self::AddressDependent => "address_dependent",
-            Self::AddressAndPortDependent => "address_and_port_dependent",
         }
     }
 }

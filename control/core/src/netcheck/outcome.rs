@@ -1,12 +1,12 @@
 //! From answers to what they mean.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::check::{Check, Tcp};
 use super::probe::{Outcome, Purpose};
-use super::{Family, Filtering, Mapping, Report, ServerReport, TcpReport};
+use super::{Family, Report, ServerReport, TcpReport};
+use crate::nat::{self, Filtering, Mapping};
 use crate::time::Instant;
 
 impl Check {
@@ -16,7 +16,7 @@ impl Check {
         let first = ipv4.first().map(|(_, mapped)| *mapped);
         // Another address of our own, as a host with two uplinks has it, is no translation.
         let untranslated = ipv4.iter().all(|(_, mapped)| self.is_ours(*mapped));
-        let varies = varies(&ipv4).map(|varies| varies && !untranslated);
+        let varies = nat::varies(&ipv4).map(|varies| varies && !untranslated);
         let in_host = |ipv4: bool| {
             let family = self.setup.addresses.iter().filter(move |ip| ip.is_ipv4() == ipv4);
             family.into_iter().any(|ip| is_more_than_local(*ip))
@@ -77,12 +77,19 @@ impl Check {
 
     fn filtering(&self, ipv4: bool) -> Option<Filtering> {
         let outcome = |purpose| self.outcome_of(purpose, ipv4);
+        let (server, other) = self.shows[usize::from(ipv4)]?;
+        // Whom the port wrote to comes in through any filter.
+        let written_to = &self.setup.written_to;
+        let host_may_come = written_to.iter().any(|to| to.ip() == other.ip());
+        let port_may_come = written_to.contains(&SocketAddr::new(server.ip(), other.port()));
         // Silence says something only of an address that is there.
         let other_is_there =
             matches!(outcome(Purpose::OtherAddressAndPort), Some(Outcome::Answered { .. }));
         match (outcome(Purpose::FilterAddressAndPort)?, outcome(Purpose::FilterPort)) {
+            (Outcome::Answered { .. }, _) if host_may_come => None,
             (Outcome::Answered { .. }, _) => Some(Filtering::EndpointIndependent),
             _ if !other_is_there => None,
+            (Outcome::Silent, Some(Outcome::Answered { .. })) if port_may_come => None,
             (Outcome::Silent, Some(Outcome::Answered { .. })) => Some(Filtering::AddressDependent),
             (Outcome::Silent, Some(Outcome::Silent)) => Some(Filtering::AddressAndPortDependent),
             _ => None,
@@ -138,18 +145,6 @@ impl Report {
         self.mapping_lifetime = self.mapping_lifetime.or(full.mapping_lifetime);
         self.captive_portal = self.captive_portal.or(full.captive_portal);
     }
-}
-
-/// None unless servers at two addresses answered.
-fn varies(seen: &[(SocketAddr, SocketAddr)]) -> Option<bool> {
-    let addresses: BTreeSet<IpAddr> = seen.iter().map(|(from, _)| from.ip()).collect();
-    if addresses.len() < 2 {
-        return None;
-    }
-    let (first, mapped) = seen.first()?;
-    // Another port of the same address says nothing about addresses.
-    let others = seen.iter().filter(|(from, _)| from.ip() != first.ip());
-    Some(others.into_iter().any(|(_, other)| other != mapped))
 }
 
 fn is_more_than_local(ip: IpAddr) -> bool {

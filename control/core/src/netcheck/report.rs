@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::nat::{Filtering, Mapping};
+
 /// All of it. `None` always means that it is not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -39,26 +41,6 @@ pub struct Family {
     pub in_host: bool,
     /// Where the tunnel's socket is seen from outside; none: nobody answered.
     pub global: Option<SocketAddr>,
-}
-
-/// How the port outside depends on the destination (RFC 4787, section 4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mapping {
-    /// There is no translation.
-    None,
-    EndpointIndependent,
-    AddressDependent,
-    AddressAndPortDependent,
-    /// It depends; on what, no server could show.
-    Dependent,
-}
-
-/// From where datagrams are let in to a port that sent some (RFC 4787, section 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filtering {
-    EndpointIndependent,
-    AddressDependent,
-    AddressAndPortDependent,
 }
 
 /// How long a mapping lives without traffic, after a datagram each way.

@@ -9,6 +9,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::nat::{Filtering, Mapping};
 use crate::stun::{self, Ask};
 use crate::transaction::TransactionId;
 
@@ -285,9 +286,11 @@ fn setup(depth: Depth) -> Setup {
         home: None,
         port_mapping: PortMapping::default(),
         depth,
+        written_to: Vec::new(),
     }
 }
 
+const KINDS: Depth = Depth::Kinds { asker_port: 41_003 };
 const DIAGNOSIS: Depth = Depth::Diagnosis { hairpin: true, lifetime: None };
 
 fn any_nat() -> impl Strategy<Value = (Mapping, Filtering)> {
@@ -307,6 +310,30 @@ fn any_nat() -> impl Strategy<Value = (Mapping, Filtering)> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// On the port in use, to which somebody may have been let in before.
+    #[test]
+    fn the_kinds_of_a_port_in_use_are_right_or_not_known(
+        (mapping, filtering) in any_nat(),
+        preserves: bool,
+        open in prop::sample::subsequence(vec![(SECOND, 3478), (SECOND, 3479), (FIRST, 3479)], 0..=3),
+    ) {
+        let mut world = World::new(Net { mapping, filtering, preserves, ..Net::default() });
+        let written_to: Vec<_> = open.iter().map(|(ip, port)| v4(*ip, *port)).collect();
+        for to in &written_to {
+            world.translate(Socket::Tunnel, *to);
+        }
+        let report = world.run_with(Setup { written_to: written_to.clone(), ..setup(KINDS) });
+        prop_assert_eq!(report.mapping, Some(mapping));
+        if report.filtering.is_some() || written_to.is_empty() {
+            prop_assert_eq!(report.filtering, Some(filtering));
+        }
+        // The port in use stays shut for those who are to knock at it.
+        let by_tunnel = world.sent.iter().filter(|(socket, _)| *socket == Socket::Tunnel);
+        prop_assert!(by_tunnel.into_iter().all(|(_, to)| *to == v4(FIRST, 3478)));
+        prop_assert!(world.asked_by_tcp.is_empty());
+        prop_assert!(world.sent.len() <= 3 * 8);
+    }
 
     #[test]
     fn every_nat_is_told_from_every_other(

@@ -1,6 +1,7 @@
 //! One sentence of what will work, and the one change that would help most.
 
-use super::{Filtering, Mapping, Report, TcpReport};
+use super::{Report, TcpReport};
+use crate::nat::{Filtering, Mapping};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Peer;
 use crate::candidate::Candidate;
+use crate::nat::Nat;
 use crate::output::Route;
 use crate::path::{FrameLens, Pair, Path};
 use crate::sealed::PublicKey;
@@ -24,6 +25,8 @@ pub struct Report {
     pub fruitless: usize,
     /// Where the peer says it is, and where it was seen.
     pub candidates: Vec<Candidate>,
+    /// What the peer says of its NAT; none: it does not say, as older ones.
+    pub nat: Option<Nat>,
     pub paths: Vec<PathReport>,
 }
 
@@ -73,6 +76,7 @@ impl Peer {
             active: self.is_active(now),
             fruitless: self.search.fruitless,
             candidates: self.candidates.iter().copied().collect(),
+            nat: self.nat,
             paths: self.paths.values().map(|path| path.report(now, lens)).collect(),
         }
     }

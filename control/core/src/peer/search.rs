@@ -174,6 +174,7 @@ impl Peer {
             disco_key: context.own.disco_key,
             home: context.own.home.clone(),
             candidates: context.own.candidates.clone(),
+            nat: Some(context.own.nat),
         };
         let packet = introduce::seal(&introduction, context.random(), &self.box_key);
         context.transmit(Transmit::Relay { peer: self.key, packet });

@@ -359,6 +359,7 @@ impl World {
             candidates,
             addresses: OwnAddresses { sockets, tunnels: vec![TUNNEL] },
             uplinks,
+            nat: millrace_path::nat::Nat::default(),
         };
         self.handle(at, Input::Network { network, major });
     }
