@@ -194,6 +194,21 @@ pub(crate) fn running(name: &str) -> Result<Pid, Problem> {
     })
 }
 
+/// The file that the running data plane of an interface was given.
+pub(crate) fn config_of(name: &str) -> Option<PathBuf> {
+    let pid = running(name).ok()?.as_raw_pid();
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = line.split('\0');
+    let file = words.find_map(|word| match word.strip_prefix("--config") {
+        Some("") => Some(None),
+        Some(rest) => rest.strip_prefix('=').map(Some),
+        None => None,
+    })?;
+    let file = file.or_else(|| words.next())?;
+    // As it was meant where the process runs.
+    Some(fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default().join(file))
+}
+
 fn control_running(name: &str) -> Result<Pid, Problem> {
     process(&control_pid_file(name), CONTROL).ok_or_else(|| {
         Problem::new(Exit::NotRunning, format!("no control process runs for {name}"))

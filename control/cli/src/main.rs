@@ -6,6 +6,7 @@ mod client;
 mod control_client;
 mod keys;
 mod lifecycle;
+mod nat;
 mod netcheck;
 mod reach;
 mod show;

@@ -35,6 +35,10 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(15);
 
 #[derive(Args)]
 pub(crate) struct Arguments {
+    /// Ask the relays and STUN servers of this interface's configuration: the one that it runs with, or
+    /// /etc/millrace/INTERFACE.toml.
+    #[arg(conflicts_with = "config")]
+    interface: Option<String>,
     /// Ask the relays and STUN servers of this file's `[discovery]`, with its proxy and certificates.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -86,6 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Problem> {
         home: None,
         port_mapping: PortMapping::default(),
         depth: Depth::Diagnosis { hairpin: !arguments.no_hairpin, lifetime: arguments.lifetime },
+        written_to: Vec::new(),
     };
     if let Some(lifetime) = arguments.lifetime {
         let longest = lifetime.min(LIFETIME_MAX).as_secs();
@@ -100,7 +105,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Problem> {
             text.map_err(|error| Problem::new(Exit::Error, format!("writing JSON: {error}")))?;
         print(&text)?;
     } else {
-        print(text::of(&report).trim_end())?;
+        print(text::of(&report, arguments.lifetime.is_some()).trim_end())?;
     }
     Ok(exit(&report))
 }

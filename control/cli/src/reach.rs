@@ -147,16 +147,18 @@ fn why_text(name: &str, why: &WhyPeer) -> String {
         let _ = writeln!(out, "What would help: {}", why.advice);
     }
     let nat = &why.nat;
-    let mapping = match nat.mapping_varies {
-        Some(true) => "another for each destination (hard)",
-        Some(false) => "one for all destinations (easy)",
-        None => "not known: fewer than two STUN servers answered over IPv4",
-    };
+    let kind = crate::nat::text(&nat.kind, nat.filtering_unknown.as_deref());
     let seen = if nat.seen.is_empty() { "nowhere".to_owned() } else { nat.seen.join(", ") };
-    let _ = writeln!(out, "\nour side\n  seen at     {seen}\n  mapping     {mapping}");
+    let _ = writeln!(out, "\nour side\n  seen at     {seen}\n  NAT         {kind}");
+    if let Some(mapping) = &nat.port_mapping {
+        let _ = writeln!(out, "  port opened {mapping}");
+    }
     let _ = writeln!(out, "  candidates  {}", list(&nat.candidates));
     let relay = why.peer_relay.as_deref().filter(|url| !url.is_empty()).unwrap_or("not known");
     let _ = writeln!(out, "the peer\n  relay       {relay}");
+    let kind = why.peer_nat.as_ref().map(|kind| crate::nat::text(kind, None));
+    let kind = kind.unwrap_or_else(|| "it does not say".to_owned());
+    let _ = writeln!(out, "  NAT         {kind}");
     let _ = writeln!(out, "  candidates  {}", list(&why.peer_candidates));
     if !why.pairs.is_empty() {
         let _ = writeln!(out, "\nevery way that was tried");

@@ -129,14 +129,10 @@ fn ways(out: &mut String, paths: &Paths, peers: &[Peer], verbose: bool) {
         }
     }
     let nat = &paths.nat;
-    let mapping = match nat.mapping_varies {
-        Some(true) => ", another for each destination (hard NAT)",
-        Some(false) => ", the same for all destinations",
-        None => "",
-    };
     let seen =
         if nat.seen.is_empty() { "by no STUN server".to_owned() } else { nat.seen.join(", ") };
-    let _ = writeln!(out, "seen {seen}{mapping}");
+    let kind = crate::nat::text(&nat.kind, nat.filtering_unknown.as_deref());
+    let _ = writeln!(out, "seen {seen}\nNAT {kind}");
     if let Some(mapping) = &nat.port_mapping {
         let _ = writeln!(out, "port mapping {mapping}");
     }

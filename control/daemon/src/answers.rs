@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use millrace_config::discovery::Authorities;
 use millrace_config::paths::{
-    self, CandidatePair, Counter, Nat, PathChange, PathKind, Paths, PeerPath, Pong, Relay, WhyPeer,
+    self, CandidatePair, Counter, Nat, NatKind, PathChange, PathKind, Paths, PeerPath, Pong, Relay,
+    WhyPeer,
 };
 use millrace_path::Instant;
 use millrace_path::candidate::{Candidate, CandidateKind};
 use millrace_path::finder::{PathReport, PathState, Report};
+use millrace_path::nat;
 use millrace_path::output::{Route, Why};
 use millrace_path::path::UplinkId;
 use millrace_path::sealed::PublicKey;
@@ -17,6 +19,7 @@ use millrace_path::sealed::PublicKey;
 use crate::gateway::{Gateway, Peer};
 use crate::relay_client::{RelayConfig, Trust};
 use crate::relays::{self, State};
+use crate::verdict;
 
 /// Headers and tag of a WireGuard data message around an inner packet.
 const OVERHEAD: usize = 32;
@@ -33,7 +36,18 @@ pub fn paths(gateway: &Gateway, now: Instant) -> Paths {
     }
     let mappers = by_name.into_iter();
     let mappers = mappers.map(|(name, count)| (name, count, "The port mapping refused it."));
+    let kinds = gateway.kinds.driver.refused();
+    let kinds = kinds.map(|(name, count)| Counter {
+        name: format!("kinds_{name}"),
+        count,
+        meaning: "The check of the NAT's kind refused it.".to_owned(),
+    });
     let counters = gateway.counters.iter().chain(refused).chain(mappers);
+    let counters = counters.map(|(name, count, meaning)| Counter {
+        name: name.to_owned(),
+        count,
+        meaning: meaning.to_owned(),
+    });
     Paths {
         schema: "millrace.paths/1".to_owned(),
         interface: gateway.interface.clone(),
@@ -47,15 +61,9 @@ pub fn paths(gateway: &Gateway, now: Instant) -> Paths {
         disco_key: finder.map(|finder| base64(finder.disco_key())),
         home_relay: gateway.relays.home().map(|relay| relay.url.clone()),
         relays: gateway.relays.list.iter().map(|r| relay(r, now)).collect(),
-        nat: nat(gateway),
+        nat: nat(gateway, now),
         peers: gateway.peers.values().map(|peer| peer_path(gateway, peer, now)).collect(),
-        counters: counters
-            .map(|(name, count, meaning)| Counter {
-                name: name.to_owned(),
-                count,
-                meaning: meaning.to_owned(),
-            })
-            .collect(),
+        counters: counters.chain(kinds).collect(),
     }
 }
 
@@ -63,7 +71,7 @@ pub fn paths(gateway: &Gateway, now: Instant) -> Paths {
 pub fn why(gateway: &Gateway, peer: &Peer, now: Instant) -> WhyPeer {
     let report = gateway.finder.as_ref().and_then(|finder| finder.report(now, peer.key));
     let path = peer_path(gateway, peer, now);
-    let (verdict, advice) = verdict(gateway, peer, &path, report.as_ref());
+    let verdict::Verdict { sentence, advice } = verdict::of(gateway, peer, &path, report.as_ref());
     let mut pairs: Vec<CandidatePair> = Vec::new();
     let mut candidates = Vec::new();
     if let Some(report) = &report {
@@ -74,9 +82,10 @@ pub fn why(gateway: &Gateway, peer: &Peer, now: Instant) -> WhyPeer {
     WhyPeer {
         schema: "millrace.why/1".to_owned(),
         peer: path,
-        verdict,
+        verdict: sentence,
         advice,
-        nat: nat(gateway),
+        nat: nat(gateway, now),
+        peer_nat: report.and_then(|report| report.nat).map(nat_kind),
         peer_relay: peer.home.as_ref().map(|home| home.url.clone()),
         peer_candidates: candidates,
         pairs,
@@ -97,7 +106,7 @@ pub fn pong(gateway: &Gateway, peer: PublicKey, answer: Option<(Route, Duration)
     }
 }
 
-fn problem(gateway: &Gateway) -> Option<String> {
+pub(crate) fn problem(gateway: &Gateway) -> Option<String> {
     if let Some(problem) = &gateway.plane_problem {
         return Some(format!("no data plane: {problem}"));
     }
@@ -152,16 +161,29 @@ fn trust(config: &RelayConfig) -> paths::Trust {
     }
 }
 
-fn nat(gateway: &Gateway) -> Nat {
+fn nat(gateway: &Gateway, now: Instant) -> Nat {
+    let known = gateway.nat();
     let port = gateway.welcome.as_ref().map_or(0, |welcome| welcome.listen_port);
     Nat {
         seen: gateway.seen.addresses.iter().map(|address| address.to_string()).collect(),
-        mapping_varies: gateway.seen.varies,
+        mapping_varies: known.is_hard(),
+        kind: nat_kind(known),
+        filtering_unknown: gateway.filtering_unknown(now).map(str::to_owned),
         port_mapping: gateway.routers.mapped.first().map(|mapped| {
             let beyond = if mapped.behind_nat { ", another NAT is outside" } else { "" };
             format!("{:?} {}{beyond}", mapped.protocol, mapped.external)
         }),
         candidates: gateway.candidates(port).iter().map(candidate_text).collect(),
+    }
+}
+
+fn nat_kind(nat: nat::Nat) -> NatKind {
+    let word = |filtering: Option<nat::Filtering>| filtering.map(|f| f.word().to_owned());
+    NatKind {
+        mapping: nat.mapping.map(|mapping| mapping.word().to_owned()),
+        filtering: word(nat.filtering),
+        filtering_ipv6: word(nat.filtering_ipv6),
+        port_preserved: nat.port_preserved,
     }
 }
 
@@ -233,87 +255,6 @@ fn pair(gateway: &Gateway, report: &Report, path: &PathReport, now: Instant) -> 
     }
 }
 
-/// What is so, and the one change that would help.
-fn verdict(
-    gateway: &Gateway,
-    peer: &Peer,
-    path: &PeerPath,
-    report: Option<&Report>,
-) -> (String, String) {
-    let say = |verdict: &str, advice: &str| (verdict.to_owned(), advice.to_owned());
-    if let Some(problem) = problem(gateway) {
-        return (format!("Paths cannot be found: {problem}."), String::new());
-    }
-    if let Some(problem) = peer.problem {
-        return (format!("The peer cannot be asked: {problem}."), String::new());
-    }
-    let Some(report) = report else {
-        return say("The data plane was not asked for the peer's key yet.", "");
-    };
-    match path.path {
-        PathKind::Direct if path.reason == why_text(Why::FrameLen) => {
-            say("Direct, with shorter frames than the tunnel's longest.", "Lower the MTU.")
-        }
-        PathKind::Direct => say("Direct: a proven path is in use.", ""),
-        PathKind::Plain => say(
-            "The peer never introduced itself: it is reached as plain WireGuard does.",
-            "If it runs millrace, give both sides a relay that both can reach.",
-        ),
-        PathKind::None => {
-            say("No relay leads to the peer.", "See the relays in `millrace status`.")
-        }
-        PathKind::Relay => relayed_verdict(gateway, report),
-    }
-}
-
-fn relayed_verdict(gateway: &Gateway, report: &Report) -> (String, String) {
-    let say = |verdict: &str, advice: &str| (verdict.to_owned(), advice.to_owned());
-    let any = |state| report.paths.iter().any(|path| path.state == state);
-    if report.disco_key.is_none() {
-        return say(
-            "The peer has not introduced itself: nobody answers at the relay.",
-            "Check that its control process runs and that it uses the same relay.",
-        );
-    }
-    if gateway.seen.addresses.is_empty() && report.paths.iter().all(|path| path.answered == 0) {
-        return say(
-            "No STUN server answers: UDP from here is blocked.",
-            "Let UDP out from the tunnel's port.",
-        );
-    }
-    if any(PathState::LosesLongFrames) {
-        return say(
-            "Short pings pass and frames as long as the tunnel's do not.",
-            "Lower the MTU of the tunnel on both sides.",
-        );
-    }
-    if any(PathState::Unproven) {
-        return say("A path just answered and is being proven.", "");
-    }
-    if any(PathState::Quarantined) {
-        return say("The path died too often and rests for a while.", "");
-    }
-    if any(PathState::OneWay) {
-        return say(
-            "The peer's pings arrive and ours do not: something on its side lets none in.",
-            "Open the tunnel's UDP port in the peer's firewall.",
-        );
-    }
-    if !report.active {
-        return say("There is no traffic, so no path is searched for.", "Send something.");
-    }
-    match gateway.seen.varies {
-        Some(true) => say(
-            "Our NAT gives each destination another mapping, and no candidate of the peer answers.",
-            "Open or map the tunnel's UDP port on one of the two sides.",
-        ),
-        _ => say(
-            "No candidate of the peer answers: its NAT or firewall lets nothing in.",
-            "Open or map the tunnel's UDP port on one of the two sides.",
-        ),
-    }
-}
-
 fn relay_of(gateway: &Gateway, peer: &Peer) -> Option<String> {
     let home = peer.home.as_ref().map(|home| home.url.as_str());
     let relay = &gateway.relays.list[gateway.relays.of_peer(home, peer.heard_at)?];
@@ -378,7 +319,7 @@ fn state_text(state: PathState) -> (&'static str, &'static str) {
     }
 }
 
-fn why_text(why: Why) -> &'static str {
+pub(crate) fn why_text(why: Why) -> &'static str {
     match why {
         Why::First => "nothing better is known yet",
         Why::Introduced => "the peer introduced itself",

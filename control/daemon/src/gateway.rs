@@ -5,6 +5,7 @@
 //! back: relay → `relayed` → detour socket → data plane, which alone can open it.
 
 mod detour;
+mod kinds;
 mod link;
 mod outputs;
 mod relayed;
@@ -41,6 +42,7 @@ use crate::relays::Relays;
 use crate::traffic::Traffic;
 use crate::udp::Source;
 use detour::Inbound;
+use kinds::Kinds;
 use routers::Routers;
 
 /// Everything that control knows.
@@ -64,6 +66,7 @@ pub struct Gateway {
     pub reflexive: Reflexive,
     pub names: Names,
     pub seen: Seen,
+    pub kinds: Kinds,
     traffic_at: Option<Instant>,
     traffic_seen_at: Instant,
     /// The address of ours that a remote one spoke to.
@@ -193,6 +196,7 @@ impl Gateway {
             reflexive: Reflexive::default(),
             names: Names::new()?,
             seen: Seen::default(),
+            kinds: Kinds::new(now)?,
             traffic_at: None,
             traffic_seen_at: now,
             sources: HashMap::new(),
@@ -270,6 +274,7 @@ impl Gateway {
             self.sources.clear();
             self.reflexive.forget();
             self.seen = Seen::default();
+            self.kinds.forget(now);
             self.names.again(now);
             self.relays.network_changed(now, &self.network.addresses);
         }
@@ -291,6 +296,7 @@ impl Gateway {
             },
             candidates,
             uplinks: self.ways.iter().map(|(id, way)| Uplink { id: *id, ipv6: way.ipv6 }).collect(),
+            nat: self.nat(),
         };
         self.input(now, Input::Network { network, major });
     }
@@ -309,9 +315,10 @@ impl Gateway {
         for mapped in &self.routers.mapped {
             add(CandidateKind::PortMapped, mapped.external);
         }
+        let is_hard = self.nat().is_hard() == Some(true);
         for address in &self.seen.addresses {
             add(CandidateKind::Reflexive, *address);
-            if self.seen.varies == Some(true) {
+            if is_hard {
                 let kept = SocketAddr::new(address.ip(), port);
                 add(CandidateKind::ReflexiveLocalPort, kept);
             }
@@ -389,7 +396,12 @@ impl Gateway {
         let deadlines = [finder, self.connect_at, self.traffic_at, self.reflexive.deadline()];
         let reflexive_waits = self.plane.as_ref().is_none_or(|plane| plane.tools.is_none());
         let deadlines = deadlines.into_iter().take(if reflexive_waits { 3 } else { 4 });
-        let others = [self.names.deadline(), self.relays.deadline(), self.routers.deadline()];
+        let others = [
+            self.names.deadline(),
+            self.relays.deadline(),
+            self.routers.deadline(),
+            self.kinds_deadline(clock::now()),
+        ];
         deadlines.chain(others).flatten().min()
     }
 
@@ -408,6 +420,7 @@ impl Gateway {
         }
         self.handle_routers(now);
         self.ask_servers(now);
+        self.handle_kinds(now);
         for at in 0..self.relays.list.len() {
             if self.relays.list[at].client.deadline().is_some_and(|deadline| deadline <= now) {
                 self.handle_relay(now, at);

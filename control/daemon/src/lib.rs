@@ -22,3 +22,5 @@ pub mod relays;
 pub mod service;
 pub mod traffic;
 pub mod udp;
+mod verdict;
+pub mod written_to;

@@ -114,6 +114,19 @@ pub const HOME_REPORT_INTERVAL: Duration = Duration::from_secs(20);
 
 // Netcheck.
 
+/// How often it is found out of what kind the NAT is, unless the network changes.
+pub const KINDS_INTERVAL: Duration = Duration::from_secs(3600);
+/// However often the network changes.
+pub const KINDS_INTERVAL_MIN: Duration = Duration::from_secs(15);
+/// STUN servers that are asked for it.
+pub const KINDS_SERVERS_MAX: usize = 4;
+/// After this a filter that was opened by writing is shut: RFC 4787 wants NATs to use five minutes,
+/// none is known to take ten.
+pub const FILTER_OPEN_TIME_MAX: Duration = Duration::from_secs(600);
+/// Addresses that are remembered as written to in that time: a full table of candidates for each of
+/// forty peers.
+pub const WRITTEN_TO_MAX: usize = 4096;
+
 /// What one step of looking for a captive portal may take: a look-up and a connection, an answer.
 pub const PORTAL_STEP_LIMIT: Duration = Duration::from_secs(2);
 /// Addresses of a relay that are asked for a captive portal.

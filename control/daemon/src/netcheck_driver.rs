@@ -8,6 +8,7 @@
 mod connections;
 mod portal;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -40,6 +41,8 @@ pub struct NetcheckSetup {
     pub home: Option<String>,
     pub port_mapping: PortMapping,
     pub depth: Depth,
+    /// Whom the tunnel's port wrote to lately, beside the servers.
+    pub written_to: Vec<SocketAddr>,
 }
 
 /// A relay or a STUN server.
@@ -105,7 +108,12 @@ impl NetcheckDriver {
     /// Begins; a check that runs ends without a report.
     pub fn start(&mut self, now: Instant, setup: NetcheckSetup) {
         self.close();
-        let NetcheckSetup { servers, addresses, port, home, port_mapping, depth } = setup;
+        let NetcheckSetup { servers, addresses, port, home, port_mapping, depth, written_to } =
+            setup;
+        let depth = match depth {
+            Depth::Kinds { .. } => Depth::Kinds { asker_port: self.open_asker() },
+            depth => depth,
+        };
         let server = |server: NetcheckServer| {
             let is_relay = server.relay.is_some();
             if let Some(config) = server.relay {
@@ -114,7 +122,7 @@ impl NetcheckDriver {
             Server { name: server.name, is_relay, stun: server.stun }
         };
         let servers = servers.into_iter().map(server).collect();
-        let setup = Setup { servers, addresses, port, home, port_mapping, depth };
+        let setup = Setup { servers, addresses, port, home, port_mapping, depth, written_to };
         self.input(now, Input::Start(setup));
     }
 
@@ -125,6 +133,13 @@ impl NetcheckDriver {
     /// What arrived as STUN on the tunnel's port. `from` is canonical.
     pub fn datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
         self.input(now, Input::Datagram { socket: Socket::Tunnel, from, bytes });
+    }
+
+    /// The tunnel's port wrote to somebody whom this driver did not name.
+    pub fn wrote(&mut self, now: Instant, to: SocketAddr) {
+        if self.is_running() {
+            self.core.handle(now, Input::Wrote(to), &mut rand::rng());
+        }
     }
 
     /// What the owner was to send there could not leave.
@@ -211,24 +226,31 @@ impl NetcheckDriver {
         }
     }
 
+    /// The port of what asks on the tunnel's behalf, IPv4; 0: there is none.
+    fn open_asker(&mut self) -> u16 {
+        let port = self.open(Socket::Asker, true).and_then(|socket| socket.local_addr());
+        port.map_or(0, |address| address.port())
+    }
+
     fn send(&mut self, socket: Socket, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        let key = (socket, to.is_ipv4());
-        if !self.sockets.contains_key(&key) {
-            let any: IpAddr = if to.is_ipv4() {
-                Ipv4Addr::UNSPECIFIED.into()
-            } else {
-                Ipv6Addr::UNSPECIFIED.into()
-            };
-            let new = UdpSocket::bind((any, 0))?;
-            new.set_nonblocking(true)?;
-            epoll::add(&self.epoll, &new, EventData::new_u64(0), EventFlags::IN)?;
-            self.sockets.insert(key, new);
-        }
-        let Some(socket) = self.sockets.get(&key) else { return Ok(()) };
-        match socket.send_to(datagram, to) {
+        match self.open(socket, to.is_ipv4())?.send_to(datagram, to) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// The socket for a purpose and family, from its first use on.
+    fn open(&mut self, socket: Socket, ipv4: bool) -> io::Result<&UdpSocket> {
+        let entry = match self.sockets.entry((socket, ipv4)) {
+            Entry::Occupied(known) => return Ok(known.into_mut()),
+            Entry::Vacant(entry) => entry,
+        };
+        let any: IpAddr =
+            if ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let new = UdpSocket::bind((any, 0))?;
+        new.set_nonblocking(true)?;
+        epoll::add(&self.epoll, &new, EventData::new_u64(0), EventFlags::IN)?;
+        Ok(entry.insert(new))
     }
 
     fn receive(&mut self, now: Instant) {

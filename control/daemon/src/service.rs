@@ -71,6 +71,7 @@ enum Ready {
     Detour(usize),
     Relay(usize),
     Routers,
+    Kinds,
 }
 
 impl Service {
@@ -95,7 +96,7 @@ impl Service {
                     Ready::Detour(at) => self.gateway.handle_detour(now, at),
                     Ready::Relay(at) => self.gateway.handle_relay(now, at),
                     // These are looked at in every turn.
-                    Ready::Names | Ready::Routers => {}
+                    Ready::Names | Ready::Routers | Ready::Kinds => {}
                 }
             }
             let now = clock::now();
@@ -126,6 +127,7 @@ impl Service {
         let routers = &gateway.routers;
         waits.extend(routers.mappers.iter().map(|mapper| (mapper.interest().0, Ready::Routers)));
         waits.push((routers.nat64.interest().0, Ready::Routers));
+        waits.push((gateway.kinds.driver.interest().0, Ready::Kinds));
         let mut fds: Vec<PollFd<'_>> =
             waits.iter().map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         // Last, because these are served in every turn, whichever of them is ready.

@@ -94,10 +94,30 @@ pub struct Nat {
     pub seen: Vec<String>,
     /// Whether that depends on whom we send to.
     pub mapping_varies: Option<bool>,
+    #[serde(default)]
+    pub kind: NatKind,
+    /// Why it is not known what is filtered; none: it is.
+    #[serde(default)]
+    pub filtering_unknown: Option<String>,
     /// What a router opened for us, as "pcp 198.51.100.7:51820".
     pub port_mapping: Option<String>,
     /// What peers are told.
     pub candidates: Vec<String>,
+}
+
+/// What a NAT or firewall does, in the words of `millrace.netcheck/1`; none: not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatKind {
+    /// IPv4: `none` (no translation), `endpoint_independent`, `address_dependent`,
+    /// `address_and_port_dependent`, `dependent`.
+    pub mapping: Option<String>,
+    /// IPv4: `endpoint_independent` (everybody is let in), `address_dependent`,
+    /// `address_and_port_dependent`.
+    pub filtering: Option<String>,
+    /// The same of IPv6.
+    pub filtering_ipv6: Option<String>,
+    /// IPv4: the port outside is the one inside.
+    pub port_preserved: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +184,9 @@ pub struct WhyPeer {
     pub advice: String,
     /// Our side.
     pub nat: Nat,
+    /// The peer's side, as it says; none: it does not say, as older ones.
+    #[serde(default)]
+    pub peer_nat: Option<NatKind>,
     pub peer_relay: Option<String>,
     /// Where the peer says it is, and what kind of address each is.
     pub peer_candidates: Vec<String>,

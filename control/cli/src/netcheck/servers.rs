@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -16,27 +16,21 @@ use millrace_control::relay_client::RelayConfig;
 use millrace_path::limits::NETCHECK_SERVERS_MAX;
 
 use super::Arguments;
-use crate::Problem;
+use crate::{Problem, client, lifecycle};
 
 /// Where a relay's STUN service is.
 const STUN_PORT: u16 = 3478;
 /// Name servers are waited for no longer.
 const LOOK_UP_LIMIT: Duration = Duration::from_secs(5);
-/// Asked when the command line names nobody.
-const USUAL_FILE: &str = "/etc/millrace/millrace.toml";
+/// Where configurations are, each named as its interface; and the one that is asked when the command
+/// line names nobody.
+const FILES: &str = "/etc/millrace";
+const USUAL_FILE: &str = "millrace.toml";
 
 /// Whom to ask, and whether the router may be asked for a port.
 pub(super) fn find(arguments: &Arguments) -> Result<(Vec<NetcheckServer>, bool), Problem> {
-    let mut discovery = match &arguments.config {
-        Some(file) => read(file)?,
-        None if arguments.relay.is_empty() && arguments.stun.is_empty() => {
-            let file = Path::new(USUAL_FILE);
-            if !file.exists() {
-                let whom = "nobody to ask: give --relay, --stun or --config";
-                return Err(Problem::new(Exit::Usage, whom));
-            }
-            read(file)?
-        }
+    let mut discovery = match file(arguments)? {
+        Some(file) => read(&file)?,
         None => Discovery { proxy: Proxy::Environment, ..Discovery::default() },
     };
     for url in &arguments.relay {
@@ -62,6 +56,42 @@ pub(super) fn find(arguments: &Arguments) -> Result<(Vec<NetcheckServer>, bool),
     }
     let port_mapping = discovery.port_mapping && !arguments.no_port_mapping;
     Ok((look_up(&discovery), port_mapping))
+}
+
+/// The configuration that is meant; none: the command line names whom to ask.
+fn file(arguments: &Arguments) -> Result<Option<PathBuf>, Problem> {
+    if let Some(file) = &arguments.config {
+        return Ok(Some(file.clone()));
+    }
+    let usual = Path::new(FILES).join(USUAL_FILE);
+    if let Some(name) = &arguments.interface {
+        if let Some(file) = lifecycle::config_of(name) {
+            return Ok(Some(file));
+        }
+        let file = Path::new(FILES).join(format!("{name}.toml"));
+        if file.exists() {
+            return Ok(Some(file));
+        }
+        let is_meant =
+            |text: String| Config::from_toml(&text).is_ok_and(|c| c.interface.name == *name);
+        if fs::read_to_string(&usual).is_ok_and(is_meant) {
+            return Ok(Some(usual));
+        }
+        let shown = file.display();
+        let why = format!(
+            "no data plane runs for {name}, and there is no {shown}; give --relay, --stun or --config"
+        );
+        return Err(Problem::new(Exit::Usage, why));
+    }
+    if !arguments.relay.is_empty() || !arguments.stun.is_empty() {
+        return Ok(None);
+    }
+    if usual.exists() {
+        return Ok(Some(usual));
+    }
+    let running = client::choose(None).ok().and_then(|name| lifecycle::config_of(&name));
+    let whom = "nobody to ask: give an interface that runs, --relay, --stun or --config";
+    running.map(Some).ok_or_else(|| Problem::new(Exit::Usage, whom))
 }
 
 fn read(file: &Path) -> Result<Discovery, Problem> {

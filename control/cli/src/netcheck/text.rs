@@ -3,11 +3,11 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use millrace_path::netcheck::{
-    Family, Filtering, Mapping, MappingLifetime, Report, ServerReport, TcpReport,
-};
+use millrace_path::nat::{Filtering, Mapping};
+use millrace_path::netcheck::{Family, MappingLifetime, Report, ServerReport, TcpReport};
 
-pub(super) fn of(report: &Report) -> String {
+/// `lifetime`: that of the mapping was to be measured.
+pub(super) fn of(report: &Report, lifetime: bool) -> String {
     let mut out = String::new();
     let mut row = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<18}{value}");
@@ -17,14 +17,23 @@ pub(super) fn of(report: &Report) -> String {
     row("IPv6", family(&report.ipv6));
     row("NAT mapping", mapping(report));
     row("port preserved", maybe(report.port_preserved).into());
-    row("filtering", filtering(report.filtering));
+    let unknown = match report.filtering {
+        None if report.udp => ": no STUN server with two addresses (RFC 5780, as coturn) showed it",
+        _ => "",
+    };
+    row("filtering", filtering(report.filtering) + unknown);
     if report.ipv6.global.is_some() {
         row("filtering IPv6", filtering(report.filtering_ipv6));
     }
     row("hairpin", maybe(report.hairpin).into());
-    if let Some(lifetime) = &report.mapping_lifetime {
-        row("mapping lifetime", lived(lifetime));
-    }
+    row(
+        "mapping lifetime",
+        match &report.mapping_lifetime {
+            Some(known) => lived(known),
+            None if lifetime => "unknown".into(),
+            None => "not measured: --lifetime does".into(),
+        },
+    );
     let ports = &report.port_mapping;
     let [upnp, nat_pmp, pcp] = [ports.upnp, ports.nat_pmp, ports.pcp].map(maybe);
     let opened = ports.mapped.map(|address| format!("; opened {address}")).unwrap_or_default();

@@ -71,6 +71,7 @@ impl Gateway {
                 && before.listen_port == welcome.listen_port
         });
         if !same || self.finder.is_none() {
+            self.kinds.forget(now);
             self.new_key(now);
         }
         self.reflexive.ask(now);

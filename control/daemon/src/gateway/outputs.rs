@@ -17,6 +17,7 @@ impl Gateway {
         while let Some(output) = self.finder.as_mut().and_then(|finder| finder.poll_output()) {
             match output {
                 Output::Transmit(Transmit::Udp { pair, datagram, dont_fragment }) => {
+                    self.kinds.wrote(now, pair.remote);
                     self.send_udp(pair, &datagram, dont_fragment);
                 }
                 Output::Transmit(Transmit::Relay { peer, packet }) => {

@@ -117,6 +117,8 @@ impl Gateway {
             }
         }
         if news {
+            // A port that a router opened lets everybody in.
+            self.kinds.again(now);
             self.tell_finder(now, false);
         }
     }

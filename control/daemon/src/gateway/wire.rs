@@ -49,6 +49,7 @@ impl Gateway {
             }
             Class::Stun => match self.reflexive.handle(now, from, bytes) {
                 Ok(_) => self.look_at_reflexive(now),
+                Err(_) if self.kinds.driver.is_running() => self.stun_for_kinds(now, from, bytes),
                 Err(_) => self.counters.add(Count::StunUnmatched, 1),
             },
             Class::Geneve => self.counters.add(Count::GeneveUnused, 1),
@@ -87,6 +88,7 @@ impl Gateway {
             return;
         }
         while let Some((to, request)) = self.reflexive.poll_transmit(now, &mut OsRng.unwrap_err()) {
+            self.kinds.wrote(now, to);
             if let Err(error) = self.send_datagram(to, Source::default(), &request, false) {
                 self.counters.add(Count::of_send_error(&error), 1);
             }
@@ -101,6 +103,7 @@ impl Gateway {
             // The first answers are no change.
             let moved = self.seen.addresses.iter().any(|known| !seen.addresses.contains(known));
             self.seen = seen;
+            self.compare_kinds(now);
             if moved {
                 self.suspect_mappings(now);
             }

@@ -4,8 +4,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use millrace_lab::gateway::own_program;
 use millrace_lab::nat::{Host, Internet, Nat, Nat64, Router, RouterOptions};
-use millrace_lab::{Capture, Daemon, Lab, Marker, Namespace, NodeOptions, Pair, Relay, Result};
+use millrace_lab::{
+    Capture, Daemon, Lab, Marker, Namespace, Node, NodeOptions, Pair, Relay, Result,
+};
 
 /// For everything that must happen sooner or later on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -91,6 +94,16 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// What `millrace why --json` says of the only peer.
+pub fn why(node: &Node) -> serde_json::Value {
+    let status = node.status().unwrap();
+    let key = status["peers"][0]["public_key"].as_str().unwrap();
+    let mut command = node.host.namespace.command(own_program("millrace").unwrap());
+    command.args(["why", key, "--json", "--interface", node.gateway.interface()]);
+    let output = command.output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 /// Home routers with these NATs.
