@@ -6,7 +6,7 @@
 //! untrusted: messages are parsed strictly and bounded, and whoever breaks a rule is left.
 //!
 //! ```text
-//! control → data plane   Hello                         WantBoxKey…
+//! control → data plane   Hello                         WantBoxKey…  ConnectNow…
 //! data plane → control          Welcome + descriptors  PeerUp… Synced  BoxKey…  PeerUp, PeerDown, …
 //! ```
 //!
@@ -32,7 +32,7 @@ pub use server::{LinkListener, LinkPeer, Offer};
 pub use socket::LinkError;
 
 /// Both ends must be of one version; there is no negotiation.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Bytes of the longest message.
 pub const MESSAGE_LEN_MAX: usize = 2048;

@@ -317,6 +317,7 @@ impl FinderSide {
             number: u64::from(number) + 1,
             answers: 0,
             disco_key: self.disco_secret.public_key(),
+            has_session: false,
             home: introduce::Home::default(),
             candidates: addresses.iter().map(candidate).collect(),
             nat: Some(Nat::from_wire([number; 4])),

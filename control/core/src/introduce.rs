@@ -10,6 +10,7 @@
 //!   number    8   above every earlier one of this sender (see below)
 //!   answers   8   newest number that the sender took from the receiver; 0: none
 //!   disco    32   the sender's disco public key, new at each start
+//!   flags     1   1: the sender may have a session with the receiver; the others are ignored
 //!   region    2   the sender's home relay: region of a DERP map, 0: none
 //!   url       1   bytes of the URL that follow, at most 255
 //!                 the home relay's URL, printable ASCII; empty: none
@@ -46,7 +47,8 @@ const KEY_LEN: usize = 32;
 /// Bytes around the content.
 const OVERHEAD: usize = MAGIC.len() + 1 + NONCE_LEN + TAG_LEN;
 /// Bytes of the content without URL and candidates.
-const FIXED_LEN: usize = KEY_LEN + 8 + 8 + KEY_LEN + 2 + 1 + 1;
+const FIXED_LEN: usize = KEY_LEN + 8 + 8 + KEY_LEN + 1 + 2 + 1 + 1;
+const HAS_SESSION: u8 = 1;
 const CANDIDATE_LEN: usize = 1 + ADDRESS_LEN;
 
 /// What a peer says of itself.
@@ -59,6 +61,9 @@ pub struct Introduction {
     /// Newest number that the sender has of us; 0: none.
     pub answers: u64,
     pub disco_key: PublicKey,
+    /// The tunnel had packets within a session's life: its data plane may send with a session that
+    /// ours has lost.
+    pub has_session: bool,
     pub home: Home,
     /// At most [`CANDIDATES_MAX`].
     pub candidates: Vec<Candidate>,
@@ -148,6 +153,8 @@ impl Introduction {
         let number = u64::from_be_bytes(reader.take()?);
         let answers = u64::from_be_bytes(reader.take()?);
         let disco_key = PublicKey(reader.take()?);
+        let [flags] = reader.take()?;
+        let has_session = flags & HAS_SESSION != 0;
         let region = u16::from_be_bytes(reader.take()?);
         let [url_len] = reader.take()?;
         let url = reader.take_slice(url_len.into())?;
@@ -167,7 +174,7 @@ impl Introduction {
         let candidates = candidates.collect::<Option<Vec<_>>>()?;
         let nat = reader.take().map(Nat::from_wire);
         let home = Home { region, url };
-        Some(Self { sender, number, answers, disco_key, home, candidates, nat })
+        Some(Self { sender, number, answers, disco_key, has_session, home, candidates, nat })
     }
 
     fn write(&self, content: &mut Vec<u8>) {
@@ -176,6 +183,7 @@ impl Introduction {
         content.extend(self.number.to_be_bytes());
         content.extend(self.answers.to_be_bytes());
         content.extend(self.disco_key.0);
+        content.push(if self.has_session { HAS_SESSION } else { 0 });
         content.extend(self.home.region.to_be_bytes());
         // Half a URL leads nowhere.
         let url = Some(self.home.url.as_bytes()).filter(|url| url.len() <= RELAY_URL_LEN_MAX);
@@ -310,6 +318,7 @@ mod tests {
             number: 0x0102_0304_0506_0708,
             answers: 9,
             disco_key: FIRST_PROCESS,
+            has_session: true,
             home: Home { region: 900, url: "https://r.example".to_owned() },
             candidates: vec![
                 Candidate {
@@ -334,7 +343,7 @@ mod tests {
         let mut content = vec![0xa1; 32];
         content.extend([1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 9]);
         content.extend([0xd1; 32]);
-        content.extend([0x03, 0x84, 17]);
+        content.extend([1, 0x03, 0x84, 17]);
         content.extend(b"https://r.example");
         content.push(2);
         content.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0xca, 0x6c]);
@@ -497,7 +506,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_sealed_opens_to_the_same(
-            number in 1_u64.., answers: u64, region: u16, url in "[!-~]{0,255}",
+            number in 1_u64.., answers: u64, has_session: bool, region: u16, url in "[!-~]{0,255}",
             addresses in vec(any::<(std::net::IpAddr, u16, u8)>(), 0..CANDIDATES_MAX),
             nonce: [u8; 24], nat: Option<[u8; Nat::WIRE_LEN]>,
         ) {
@@ -506,8 +515,8 @@ mod tests {
                 address: (ip.to_canonical(), port).into(),
             });
             let sent = Introduction {
-                number, answers, home: Home { region, url }, candidates: candidates.collect(),
-                nat: nat.map(Nat::from_wire),
+                number, answers, has_session, home: Home { region, url },
+                candidates: candidates.collect(), nat: nat.map(Nat::from_wire),
                 ..introduction()
             };
             let mut packet = seal(&sent, nonce, &key());

@@ -82,6 +82,8 @@ pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Without traffic for this long a peer is idle (Tailscale: the same).
 pub const ACTIVE_TIME: Duration = Duration::from_secs(45);
+/// WireGuard's REJECT_AFTER_TIME: who had no traffic for this long has no session.
+pub const SESSION_TIME: Duration = Duration::from_secs(180);
 /// Pings on the path in use while there is traffic. With [`PATIENCE_MAX`], [`SUSPECT_INTERVAL`] and
 /// [`PINGS_LOST`] a dead path is left in 0.4 + 2 × 0.45 + 3 × 0.05 = 1.45 s.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(400);

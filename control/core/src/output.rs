@@ -30,8 +30,9 @@ pub enum Transmit {
 pub enum Event {
     /// Where the peer's tunnel packets go from now on.
     Route { peer: PublicKey, route: Route, why: Why },
-    /// A peer introduced itself, or moved: it is one of ours, at this home relay.
-    Introduced { peer: PublicKey, home: Home },
+    /// A peer introduced itself, or moved: it is one of ours, at this home relay. `has_session`: it
+    /// may send with a session that our data plane has lost.
+    Introduced { peer: PublicKey, home: Home, has_session: bool },
     /// Where the peer sees us; news for the own candidates and for the NAT's classification.
     SeenAt { peer: PublicKey, pair: Pair, address: SocketAddr },
     /// The answer to [`crate::finder::Input::Ping`], along the route of that moment.

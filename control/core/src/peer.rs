@@ -19,8 +19,8 @@ use crate::introduce::{self, Freshness, Home, IntroduceError, Introduction};
 use crate::limits::{
     ACTIVE_TIME, ALTERNATE_INTERVAL, ALTERNATES_MAX, DATA_SILENCE_MAX, FRESH_TIME,
     HEARTBEAT_INTERVAL, INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, NAT_NEWS_DELAY, PATHS_MAX,
-    PING_TIMEOUT, PINGS_REMEMBERED, PONGS_PER_PEER, PROBES_PER_PEER, SIGNALS_PER_PEER,
-    SILENCES_APART_MAX, SILENCES_MAX, SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
+    PING_TIMEOUT, PINGS_REMEMBERED, PONGS_PER_PEER, PROBES_PER_PEER, SESSION_TIME,
+    SIGNALS_PER_PEER, SILENCES_APART_MAX, SILENCES_MAX, SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
 };
 use crate::nat::Nat;
 use crate::output::{Event, Output, Reason, Refused, Route, Transmit, Why};
@@ -346,7 +346,7 @@ impl Peer {
             }
         };
         self.gone = false;
-        let Introduction { disco_key, home, candidates, nat, .. } = introduction;
+        let Introduction { disco_key, has_session, home, candidates, nat, .. } = introduction;
         self.nat = nat;
         let new = self.disco_key() != Some(disco_key);
         if new {
@@ -359,7 +359,7 @@ impl Peer {
         }
         if new || self.home.as_ref() != Some(&home) {
             self.home = Some(home.clone());
-            context.event(Event::Introduced { peer: self.key, home });
+            context.event(Event::Introduced { peer: self.key, home, has_session });
         }
         use CandidateKind::{Configured, PeerReflexive};
         // What the peer cannot know stays.
@@ -595,6 +595,11 @@ impl Peer {
         let quality = |path: &Path| path.quality(context.now, context.own.lens());
         let with_quality = self.paths.values().map(|path| Some((path.pair, quality(path)?)));
         with_quality.flatten().collect()
+    }
+
+    /// The tunnel had packets within a session's life.
+    fn may_have_session(&self, now: Instant) -> bool {
+        self.active_until.is_some_and(|until| now < until + (SESSION_TIME - ACTIVE_TIME))
     }
 
     fn is_active(&self, now: Instant) -> bool {

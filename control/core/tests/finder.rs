@@ -166,6 +166,7 @@ impl Party {
             number: self.number,
             answers: 0,
             disco_key: secret(self.disco_secret).public_key(),
+            has_session: false,
             home: Home::default(),
             candidates: addresses.iter().map(candidate).collect(),
             nat: Some(HARD),
@@ -446,6 +447,28 @@ fn a_peer_with_an_endpoint_stays_plain_wireguard_until_it_introduces_itself() {
     // The configured address is a candidate like any other.
     desk.wait(Duration::from_millis(10));
     assert_eq!(desk.sent[0].0.remote, "203.0.113.9:51820".parse().unwrap());
+}
+
+/// For a peer whose data plane is new: whoever talked to it of late may go on with a lost session.
+#[test]
+fn an_introduction_says_whether_there_may_be_a_session() {
+    let (mut desk, mut party) = (Desk::new(), Party::new(1));
+    desk.add(&party, None);
+    let node_key = desk.node_key();
+    let key = BoxKey::agree(&secret(party.node_secret), node_key).unwrap();
+    let mut said = |desk: &mut Desk| {
+        desk.relayed.clear();
+        let introduction = party.introduction(desk, &[]);
+        desk.relayed_from(party.key(), introduction);
+        let (_, packet) = &mut desk.relayed[0];
+        introduce::open(packet, node_key, &key).unwrap().has_session
+    };
+    assert!(!said(&mut desk));
+    desk.handle(Input::Traffic { peer: Party::new(1).key() });
+    desk.wait(Duration::from_secs(179));
+    assert!(said(&mut desk));
+    desk.wait(Duration::from_secs(2));
+    assert!(!said(&mut desk));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! The way of a relayed packet: data plane → detour socket → `detour` → relay of the peer; and
 //! back: relay → `relayed` → detour socket → data plane, which alone can open it.
 
+mod connects;
 mod detour;
 mod kinds;
 mod link;
@@ -41,6 +42,7 @@ use crate::relay_client::RelayConfig;
 use crate::relays::Relays;
 use crate::traffic::Traffic;
 use crate::udp::Source;
+use connects::Connects;
 use detour::Inbound;
 use kinds::Kinds;
 use routers::Routers;
@@ -62,6 +64,7 @@ pub struct Gateway {
     pub peers: BTreeMap<PublicKey, Peer>,
     slots: BTreeMap<u32, PublicKey>,
     box_requests: BoxRequests,
+    connects: Connects,
     pub relays: Relays,
     pub reflexive: Reflexive,
     pub names: Names,
@@ -192,6 +195,7 @@ impl Gateway {
             peers: BTreeMap::new(),
             slots: BTreeMap::new(),
             box_requests: BoxRequests::default(),
+            connects: Connects::new(now),
             relays: Relays::default(),
             reflexive: Reflexive::default(),
             names: Names::new()?,
@@ -401,6 +405,7 @@ impl Gateway {
             self.relays.deadline(),
             self.routers.deadline(),
             self.kinds_deadline(clock::now()),
+            self.connects.deadline(),
         ];
         deadlines.chain(others).flatten().min()
     }
@@ -434,6 +439,7 @@ impl Gateway {
                 self.traffic_at = None;
             }
         }
+        self.ask_for_handshakes(now);
         self.relays.flush(now);
     }
 

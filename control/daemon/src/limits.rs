@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use millrace_config::limits::{RELAYS_MAX, STUN_SERVERS_MAX};
+use millrace_path::budget::Rate;
 use millrace_path::derp::PACKET_FRAME_MAX;
 
 /// Ways out that are probed: each multiplies the probes of a search.
@@ -17,6 +18,11 @@ pub const NAMES_AGAIN: Duration = Duration::from_secs(600);
 pub const NAMES_AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Between two attempts to find a data plane that is not there.
 pub const CONNECT_AGAIN: Duration = Duration::from_millis(300);
+/// Handshakes that a new data plane is asked for. A hub has its 1,000 peers back in 9 s, before
+/// WireGuard's own timers (15 s) would begin, for some 200 µs of processor and 300 bytes each.
+pub const CONNECTS: Rate = Rate { burst: 100, per_second: 100 };
+/// Those over the rate are asked for together after this.
+pub const CONNECTS_PAUSE: Duration = Duration::from_millis(100);
 /// How often the tables are looked at for traffic: often enough to see a tunnel go on while the
 /// peer's control process is away, before its path counts as dead.
 pub const TRAFFIC_INTERVAL: Duration = Duration::from_millis(250);

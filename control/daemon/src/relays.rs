@@ -145,6 +145,11 @@ impl Relays {
         known.clone().find(|at| self.list[*at].is_up()).or_else(|| known.next())
     }
 
+    /// Whether a packet to a peer goes out at once.
+    pub fn reaches(&self, home: Option<&str>, heard: Option<usize>) -> bool {
+        self.of_peer(home, heard).is_some_and(|at| self.list[at].is_up())
+    }
+
     /// Sends a signal (disco, an introduction): to where the peer is, or everywhere while nobody
     /// knows.
     pub fn signal(

@@ -62,6 +62,17 @@ pub struct Control {
     /// "connected"; "absent"; or "off" with the reason.
     pub state: String,
     pub connected_for_seconds: Option<u64>,
+    /// Handshakes that it asked for after this data plane was started anew, by what became of them.
+    pub connects: Connects,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Connects {
+    pub started: u64,
+    /// There was a session, or a handshake under way.
+    pub needless: u64,
+    /// Control asked too fast.
+    pub refused: u64,
 }
 
 /// AF_XDP in numbers since the start. None of them is a loss by itself: those are among the drops.
@@ -161,7 +172,7 @@ impl Status {
             listen_port: state.listen_port,
             fwmark: state.fwmark,
             dataplane,
-            control: Control::new(&fact("control"), unix_seconds),
+            control: Control::new(&fact("control"), &fact("connects"), unix_seconds),
             peers: state.peers.iter().map(|peer| Peer::new(peer, unix_seconds)).collect(),
             drops: facts(&state.facts, "drop").filter_map(drop_count).collect(),
         }
@@ -175,8 +186,11 @@ impl Status {
 }
 
 impl Control {
-    /// `connected SINCE`, `absent`, or `off: REASON`.
-    fn new(fact: &str, unix_seconds: u64) -> Self {
+    /// `connected SINCE`, `absent`, or `off: REASON`; and three numbers.
+    fn new(fact: &str, connects: &str, unix_seconds: u64) -> Self {
+        let mut numbers = connects.split(' ').map(|number| number.parse().unwrap_or(0));
+        let mut next = || numbers.next().unwrap_or(0);
+        let connects = Connects { started: next(), needless: next(), refused: next() };
         match fact.split_once(' ') {
             Some(("connected", since)) => Self {
                 state: "connected".to_owned(),
@@ -184,8 +198,9 @@ impl Control {
                     .parse()
                     .ok()
                     .map(|since: u64| unix_seconds.saturating_sub(since)),
+                connects,
             },
-            _ => Self { state: fact.to_owned(), connected_for_seconds: None },
+            _ => Self { state: fact.to_owned(), connected_for_seconds: None, connects },
         }
     }
 }
@@ -272,6 +287,7 @@ mod tests {
                 fact("xdp_passed", "5"),
                 fact("xdp_fill_empty", "4"),
                 fact("control", "connected 1012"),
+                fact("connects", "3 2 1"),
             ],
             peers: vec![PeerState {
                 last_handshake: (1000, 5),
@@ -293,7 +309,9 @@ mod tests {
         assert_eq!(status.peers[0].last_handshake_age_seconds, Some(42));
         assert_eq!(status.peers[0].rx_packets, 9);
         assert_eq!(status.control.connected_for_seconds, Some(30));
-        assert_eq!(Control::new("off: no BPF", 0).state, "off: no BPF");
+        let connects = Connects { started: 3, needless: 2, refused: 1 };
+        assert_eq!(status.control.connects, connects);
+        assert_eq!(Control::new("off: no BPF", "", 0).state, "off: no BPF");
         let af_xdp = AfXdp {
             device: "wan".into(),
             queues: 2,

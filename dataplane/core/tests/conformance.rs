@@ -12,7 +12,7 @@ use millrace_wg::device::{PeerChange, PeerRefused};
 use millrace_wg::limits::*;
 use millrace_wg::secret::Secret;
 use millrace_wg::session::TxSession;
-use millrace_wg::{Drop, FastEvent, PublicKey};
+use millrace_wg::{Drop, FastEvent, PeerSlot, PublicKey};
 
 const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
@@ -948,4 +948,31 @@ fn a_stale_wish_for_a_handshake_is_not_granted() {
     assert_eq!(handshakes(&world, A, before), 0);
     let header = DataHeader::parse(&world.last_sent(A, DATA).bytes).unwrap();
     assert_eq!(header.receiver_index, session(&world, A).receiver_index);
+}
+
+/// B was started anew and says so by shaking hands, which ends the packets that it cannot open.
+#[test]
+fn who_lost_a_session_connects_when_told_and_at_the_protocol_s_own_rate() {
+    let mut world = World::connected(46);
+    let mut rng = world.rng.clone();
+    world.nodes[B] = world.nodes[B].restarted(&mut rng);
+    let known = PeerChange {
+        endpoint: Some(endpoint(world.nodes[A].address)),
+        add_allowed_ips: vec!["10.0.0.0/8".parse().unwrap()],
+        ..PeerChange::default()
+    };
+    world.change_peer(B, A, known);
+    let (before, slot) = (world.eve.len(), world.peer(B, A).slot);
+    let clock = world.clock(B);
+    assert!(world.nodes[B].device.connect(clock, slot));
+    assert!(!world.nodes[B].device.connect(clock, slot), "it is under way");
+    assert!(!world.nodes[B].device.connect(clock, PeerSlot(7)), "there is no such peer");
+    world.drain(B);
+    world.run_for(secs(1));
+    assert_eq!(handshakes(&world, B, before), 1);
+    world.send(A, B, 100);
+    world.run_for(millis(100));
+    assert_eq!(world.nodes[B].inner.len(), 1, "A sends with the new session");
+    let clock = world.clock(B);
+    assert!(!world.nodes[B].device.connect(clock, slot), "there is a session");
 }

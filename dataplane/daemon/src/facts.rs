@@ -81,6 +81,7 @@ impl Facts {
             Steering::Off(why) => put("steering", format!("off: {why}")),
         }
         put("control", link.status());
+        put("connects", link.connects.to_string());
         for offload in self.offloads.iter() {
             let state = if offload.is_on() { "on" } else { "off" };
             put("offload", format!("{} {state} {}", offload.name, offload.reason()));

@@ -2,6 +2,7 @@
 
 pub mod by_socket;
 pub mod clock;
+pub mod connects;
 pub mod control;
 pub mod device_uapi;
 pub mod endpoint_table;

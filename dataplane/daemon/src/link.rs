@@ -17,11 +17,13 @@ use millrace_ebpf::load::Programs;
 use millrace_ebpf::maps::LineWriter;
 use millrace_ebpf::tables::{SocketFamily, SocketSlot};
 use millrace_wg::device::{Device, NoBoxKey, PeerView};
-use millrace_wg::{Drop, DropCounters, Instant};
+use millrace_wg::time::Clock;
+use millrace_wg::{Drop, DropCounters, Instant, PeerSlot};
 use rustix::event::{PollFd, PollFlags};
 use zeroize::Zeroizing;
 
 use crate::clock;
+use crate::connects::Connects;
 use crate::io::detour::Counterparts;
 use crate::io::udp::UdpSocket;
 use crate::link_file::LinkFile;
@@ -51,6 +53,7 @@ pub struct Link {
     tell_at: Option<Instant>,
     /// Nobody could be let in: we are out of descriptors, most likely, and they come back.
     deaf_until: Option<Instant>,
+    pub connects: Connects,
     /// The slow thread's.
     drops: Arc<DropCounters>,
 }
@@ -94,8 +97,17 @@ impl Link {
         tools: Result<Tools, String>,
         drops: Arc<DropCounters>,
     ) -> Self {
-        let (arriving, client, tell_at, deaf_until) = (None, None, None, None);
-        Self { file, tools, arriving, client, told: Told::default(), tell_at, deaf_until, drops }
+        Self {
+            file,
+            tools,
+            arriving: None,
+            client: None,
+            told: Told::default(),
+            tell_at: None,
+            deaf_until: None,
+            connects: Connects::default(),
+            drops,
+        }
     }
 
     /// What to wait for, at most [`POLL_MAX`].
@@ -128,8 +140,9 @@ impl Link {
         }
     }
 
-    /// Whoever connects, asks or leaves. Call when one of [`Self::poll_fds`] is ready.
-    pub fn serve(&mut self, device: &Device, place: &Place<'_>) {
+    /// Whoever connects, asks or leaves. Call when one of [`Self::poll_fds`] is ready, and carry out
+    /// what the device has to say.
+    pub fn serve(&mut self, device: &mut Device, place: &Place<'_>, clock: Clock) {
         match self.file.as_ref().map(LinkFile::accept) {
             Ok(Ok(Some(peer))) => self.arriving = Some(peer),
             Ok(Err(error)) => {
@@ -152,6 +165,9 @@ impl Link {
                 Ok(Some(ToDataPlane::WantBoxKey { request, peer })) => {
                     let key = box_key(device, peer);
                     self.tell(ToControl::BoxKey(BoxKeyAnswer { request, key }));
+                }
+                Ok(Some(ToDataPlane::ConnectNow { slot })) => {
+                    self.connects.ask(clock.now, || device.connect(clock, PeerSlot(slot)));
                 }
                 // Not after the first: the link itself refuses that.
                 Ok(Some(ToDataPlane::Hello { .. })) => {}

@@ -198,7 +198,8 @@ impl Slow {
 
     fn serve_control(&mut self) {
         let Self { link, device, facts, .. } = self;
-        link.serve(device, &facts.place());
+        link.serve(device, &facts.place(), now());
+        self.drain();
     }
 
     /// What workers pushed.

@@ -224,6 +224,13 @@ fn control_is_told_of_everything_and_answered() {
     assert_eq!(prefixes, expected);
 
     box_keys_are_those_of_nacl(&mut control, a, b);
+    // A's data plane never talked to B; asked again it has nothing to do, and a slot may be nobody's.
+    assert_eq!(fact(a, "connects").as_deref(), Some("0 0 0"));
+    assert!(control.client.connect_now(0).unwrap());
+    control.wait("a handshake", |control| control.observed().handshake_ns > 0);
+    assert!(control.client.connect_now(0).unwrap());
+    assert!(control.client.connect_now(9).unwrap());
+    wait_for("counts", LIMIT, || (fact(a, "connects")? == "1 2 0").then_some(())).unwrap();
 
     let stranger = random_key().unwrap();
     a.set(&format!("peer {stranger} allowed-ips 10.9.0.0/24 persistent-keepalive 7")).unwrap();

@@ -102,6 +102,11 @@ impl LinkClient {
     pub fn want_box_key(&self, request: u32, peer: PublicKey) -> Result<bool, LinkError> {
         self.socket.send(&ToDataPlane::WantBoxKey { request, peer }.encode(), &[])
     }
+
+    /// Asks for a handshake with the peer in `slot`. False as with [`Self::want_box_key`].
+    pub fn connect_now(&self, slot: u32) -> Result<bool, LinkError> {
+        self.socket.send(&ToDataPlane::ConnectNow { slot }.encode(), &[])
+    }
 }
 
 impl AsFd for LinkClient {

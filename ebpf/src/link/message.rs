@@ -19,6 +19,10 @@ pub enum ToDataPlane {
     Hello { version: u16 },
     /// Answered by [`ToControl::BoxKey`] with the same `request`.
     WantBoxKey { request: u32, peer: PublicKey },
+    /// The peer in `slot` may still send with a session that this data plane never had: shake hands
+    /// now, not when its own timers find out. Not answered; nothing happens if there is a session,
+    /// or a handshake is under way.
+    ConnectNow { slot: u32 },
 }
 
 /// What the data plane says.
@@ -145,6 +149,7 @@ impl ToDataPlane {
         match self {
             Self::Hello { version } => to.u8(1).u32(HELLO_MAGIC).u16(*version),
             Self::WantBoxKey { request, peer } => to.u8(2).u32(*request).bytes(&peer.0),
+            Self::ConnectNow { slot } => to.u8(3).u32(*slot),
         };
         to.finish()
     }
@@ -164,6 +169,7 @@ impl ToDataPlane {
                 Self::Hello { version }
             }
             2 => Self::WantBoxKey { request: from.u32()?, peer: PublicKey(from.array()?) },
+            3 => Self::ConnectNow { slot: from.u32()? },
             value => return Err(MessageError::Kind { value }),
         };
         from.finish(message)
@@ -405,10 +411,13 @@ mod tests {
         }
 
         #[test]
-        fn what_is_said_to_the_data_plane_is_understood(request: u32, peer: [u8; 32]) {
+        fn what_is_said_to_the_data_plane_is_understood(
+            request: u32, peer: [u8; 32], slot: u32
+        ) {
             let peer = PublicKey(peer);
             for message in [ToDataPlane::Hello { version: VERSION },
-                            ToDataPlane::WantBoxKey { request, peer }] {
+                            ToDataPlane::WantBoxKey { request, peer },
+                            ToDataPlane::ConnectNow { slot }] {
                 let bytes = message.encode();
                 for short in 0..bytes.len() {
                     prop_assert!(ToDataPlane::parse(&bytes[..short]).is_err());

@@ -172,6 +172,7 @@ impl Peer {
             number: self.freshness.next_number(wall),
             answers: self.freshness.answers(),
             disco_key: context.own.disco_key,
+            has_session: self.may_have_session(now),
             home: context.own.home.clone(),
             candidates: context.own.candidates.clone(),
             nat: Some(context.own.nat),

@@ -772,7 +772,7 @@ impl World {
                     self.schedule(Duration::ZERO, Happening::Stun { of: at, again: false });
                 }
             }
-            Event::Introduced { peer, home } => {
+            Event::Introduced { peer, home, .. } => {
                 let other = self.by_key[&peer];
                 self.gateways[at].links.get_mut(&other).unwrap().home = home.region;
             }

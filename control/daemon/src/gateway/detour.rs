@@ -69,8 +69,13 @@ impl Gateway {
     pub(super) fn send_parked(&mut self, now: Instant, key: PublicKey) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let Some((at, message)) = peer.parked.take() else { return };
+        // One that was answered before would only keep a new data plane from its own.
+        let tools = self.plane.as_ref().and_then(|plane| plane.tools.as_ref());
+        let line = tools.and_then(|tools| tools.observed.read(peer.slot));
+        let answered = line.is_some_and(|line| Instant::from_nanos(line.handshake_ns) >= at);
         let at_relay = self.relays.of_peer(peer.home_url(), peer.heard_at);
-        if let Some(relay) = at_relay.filter(|_| now.since(at) < PARKED_AGE_MAX) {
+        let in_time = now.since(at) < PARKED_AGE_MAX && !answered;
+        if let Some(relay) = at_relay.filter(|_| in_time) {
             self.relays.list[relay].client.send(now, key, &message);
         }
     }

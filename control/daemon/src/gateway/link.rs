@@ -42,6 +42,7 @@ impl Gateway {
         }
         self.plane_problem = Some(error.to_string());
         self.plane = None;
+        self.sessions_lost(now);
         self.connect_at = Some(now + CONNECT_AGAIN);
         self.traffic_at = None;
         self.slots.clear();

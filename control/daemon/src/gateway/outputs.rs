@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use millrace_path::limits::SESSION_TIME;
 use millrace_path::output::{Event, Output, Route, Transmit};
 use millrace_path::path::Pair;
 use millrace_path::sealed::PublicKey;
@@ -47,12 +48,15 @@ impl Gateway {
                     self.suspect_mappings(now);
                 }
             }
-            Event::Introduced { peer, home } => {
+            Event::Introduced { peer, home, has_session } => {
                 tracing::info!(?peer, relay = home.url, "a peer introduced itself");
                 if let Some(known) = self.peers.get_mut(&peer) {
                     known.home = Some(home);
                 }
                 self.send_parked(now, peer);
+                if has_session {
+                    self.may_have_session(peer, now + SESSION_TIME);
+                }
             }
             Event::SeenAt { .. } => {}
             Event::Pinged { number, route, round_trip, .. } => {

@@ -165,6 +165,18 @@ impl Device {
         if peer.jar.accept(clock.now, message) { Ok(()) } else { Err(Drop::HsUnexpected) }
     }
 
+    /// Starts a handshake with a peer that may still send with a session that we lost. False if there
+    /// is no such peer, or a session, or tries of ours. A response of ours is none: its initiation may
+    /// have been an old one.
+    pub fn connect(&mut self, clock: Clock, slot: PeerSlot) -> bool {
+        let idle = self.peer(slot).is_some_and(|peer| peer.retry_at.is_none());
+        let wanted = idle && self.needs_handshake(clock.now, slot);
+        if wanted {
+            self.start_handshake(clock, slot, false);
+        }
+        wanted
+    }
+
     /// Sends an initiation now, or as soon as the last handshake message is five seconds old.
     /// `retry`: one of a series of tries.
     pub(super) fn start_handshake(&mut self, clock: Clock, slot: PeerSlot, retry: bool) {
