@@ -32,6 +32,7 @@
 	X(tx_inner_invalid, "A packet from the TUN device is not a whole IP packet.") \
 	X(tx_no_route, "No peer's allowed-ips covers the destination.") \
 	X(tx_no_endpoint, "The peer has no known address yet.") \
+	X(tx_too_long, "A packet that may not be cut is longer than the path to the peer carries; its sender was told how long.") \
 	X(tx_loop, "The way to the peer leads into its own tunnel: what we sent came back.") \
 	X(tx_no_session, "The queue of packets that wait for a handshake was full; the oldest went.") \
 	X(tx_offload_invalid, "The TUN device's offload header contradicts its packet.") \

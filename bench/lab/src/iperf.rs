@@ -21,6 +21,9 @@ pub struct Iperf {
     pub bytes: Option<u64>,
 }
 
+/// Longest run, in seconds.
+const CLIENT_LIMIT_S: &str = "180";
+
 /// A UDP load.
 #[derive(Clone, Copy, Debug)]
 pub struct Udp {
@@ -62,16 +65,21 @@ impl Iperf {
         address: impl Into<IpAddr>,
         client: &Namespace,
     ) -> Result<IperfReport> {
-        let address = address.into().to_string();
+        let address: IpAddr = address.into();
+        let shown = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+        let address = address.to_string();
         let mut command = server.command("iperf3");
         command.args(["-s", "-1", "--forceflush", "-B", &address]);
         let log = format!("iperf3-{address}");
         let mut daemon = Daemon::start(directory, &log, command)?;
-        let bound = format!("ss -Hltn src {address}");
+        let bound = format!("ss -Hltn src {shown}");
         daemon.wait_for("iperf3 listens", Duration::from_secs(5), || {
             server.exec(&bound).ok().filter(|sockets| sockets.contains(":5201"))
         })?;
-        let output = client.output(client.command("iperf3").args(self.arguments(&address)), "")?;
+        // A number of bytes alone would never end where nothing gets through.
+        let mut command = client.command("timeout");
+        command.args([CLIENT_LIMIT_S, "iperf3"]).args(self.arguments(&address));
+        let output = client.output(&mut command, "")?;
         parse(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
             Error::Unexpected(format!(
                 "`iperf3` in {} said: {}{}",

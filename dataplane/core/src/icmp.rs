@@ -1,5 +1,7 @@
-//! "Host unreachable": what the sender of a packet hears for which there is no peer, or none whose
-//! address is known, as from the kernel's WireGuard (RFC 792; RFC 4443 section 3.1).
+//! What the sender of a packet hears that goes nowhere: "host unreachable" where there is no peer,
+//! or none whose address is known, as from the kernel's WireGuard (RFC 792; RFC 4443 section 3.1);
+//! "too big" where the path to the peer carries only shorter ones (RFC 1191 section 4; RFC 4443
+//! section 3.2).
 //!
 //! Only the message is made here. The kernel adds the IP header, because only it knows from which
 //! of the host's addresses the sender expects to hear.
@@ -22,42 +24,64 @@ const HEADER_LEN: usize = 8;
 
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_ICMPV6: u8 = 58;
-/// Destination unreachable: host unreachable.
-const V4_TYPE_CODE: [u8; 2] = [3, 1];
-/// Destination unreachable: address unreachable.
-const V6_TYPE_CODE: [u8; 2] = [1, 3];
 /// ICMPv4 messages that an error may answer: echo reply and request, timestamps.
 const V4_QUERIES: [u8; 4] = [0, 8, 13, 14];
 
+/// Why a packet goes nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    Unreachable,
+    TooBig { mtu: u16 },
+}
+
+impl Trouble {
+    /// The first eight bytes of the message; the checksum is zero.
+    fn header(self, is_v4: bool) -> [u8; HEADER_LEN] {
+        match (self, is_v4) {
+            // Destination unreachable: host unreachable.
+            (Self::Unreachable, true) => [3, 1, 0, 0, 0, 0, 0, 0],
+            // Destination unreachable: address unreachable.
+            (Self::Unreachable, false) => [1, 3, 0, 0, 0, 0, 0, 0],
+            // Destination unreachable: fragmentation needed and DF set.
+            (Self::TooBig { mtu }, true) => {
+                let [high, low] = mtu.to_be_bytes();
+                [3, 4, 0, 0, 0, 0, high, low]
+            }
+            // Packet too big.
+            (Self::TooBig { mtu }, false) => {
+                let [high, low] = mtu.to_be_bytes();
+                [2, 0, 0, 0, 0, 0, high, low]
+            }
+        }
+    }
+}
+
 /// An ICMP message without its IP header.
 #[derive(Debug)]
-pub struct Unreachable {
+pub struct IcmpError {
     /// Who is told.
     pub to: IpAddr,
     /// For ICMPv6 without the checksum, which covers addresses that the kernel chooses.
     pub message: ArrayVec<u8, V6_LEN_MAX>,
 }
 
-impl Unreachable {
+impl IcmpError {
     /// The answer to an inner packet, or none if it must not be answered (RFC 1122 section 3.2.2,
     /// RFC 4443 section 2.4 e): errors, all but a first fragment, and what came from or goes to
     /// more than one host.
-    pub fn answer(packet: &[u8]) -> Option<Self> {
+    pub fn answer(packet: &[u8], trouble: Trouble) -> Option<Self> {
         let ip = IpPacket::parse(packet).ok()?;
         if !is_one_host(ip.source) || is_multicast(ip.destination) {
             return None;
         }
-        let (type_code, len_max, is_v4) = match ip.source {
-            IpAddr::V4(_) => (V4_TYPE_CODE, V4_LEN_MAX, true),
-            IpAddr::V6(_) => (V6_TYPE_CODE, V6_LEN_MAX, false),
-        };
+        let is_v4 = ip.source.is_ipv4();
+        let len_max = if is_v4 { V4_LEN_MAX } else { V6_LEN_MAX };
         let may = if is_v4 { may_answer_v4(packet) } else { may_answer_v6(packet) };
         if !may {
             return None;
         }
         let mut message = ArrayVec::new();
-        message.extend(type_code);
-        message.extend([0; HEADER_LEN - 2]);
+        message.extend(trouble.header(is_v4));
         let quoted = &packet[..ip.len.min(len_max - HEADER_LEN)];
         message.try_extend_from_slice(quoted).ok()?;
         if is_v4 {
@@ -120,6 +144,10 @@ impl IcmpLimit {
 mod tests {
     use super::*;
 
+    fn answer(packet: &[u8]) -> Option<IcmpError> {
+        IcmpError::answer(packet, Trouble::Unreachable)
+    }
+
     fn v4(protocol: u8, payload: &[u8]) -> Vec<u8> {
         let mut packet = vec![0; V4_HEADER_LEN];
         packet[0] = 0x45;
@@ -147,27 +175,37 @@ mod tests {
     #[test]
     fn an_answer_quotes_the_packet_and_verifies() {
         let packet = v4(17, &[7; 64]);
-        let answer = Unreachable::answer(&packet).unwrap();
-        assert_eq!(answer.to, IpAddr::from([10, 1, 0, 2]));
-        assert_eq!(answer.message[..2], [3, 1]);
-        assert_eq!(answer.message[4..8], [0; 4]);
-        assert_eq!(answer.message[8..], packet);
-        assert!(checksum::verifies(checksum::sum(&answer.message)));
+        let told = answer(&packet).unwrap();
+        assert_eq!(told.to, IpAddr::from([10, 1, 0, 2]));
+        assert_eq!(told.message[..2], [3, 1]);
+        assert_eq!(told.message[4..8], [0; 4]);
+        assert_eq!(told.message[8..], packet);
+        assert!(checksum::verifies(checksum::sum(&told.message)));
         let packet = v6(6, &[7; 64]);
-        let answer = Unreachable::answer(&packet).unwrap();
-        assert_eq!(answer.message[..8], [1, 3, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(answer.message[8..], packet);
+        let told = answer(&packet).unwrap();
+        assert_eq!(told.message[..8], [1, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(told.message[8..], packet);
+    }
+
+    #[test]
+    fn who_sends_too_long_packets_hears_how_long_they_may_be() {
+        let trouble = Trouble::TooBig { mtu: 1376 };
+        let message = |packet: &[u8]| IcmpError::answer(packet, trouble).unwrap().message;
+        let answer = message(&v4(17, &[7; 1400]));
+        assert_eq!((&answer[..2], &answer[4..8]), (&[3, 4][..], &[0, 0, 5, 96][..]));
+        assert!(checksum::verifies(checksum::sum(&answer)));
+        assert_eq!(message(&v6(17, &[7; 1400]))[..8], [2, 0, 0, 0, 0, 0, 5, 96]);
     }
 
     #[test]
     fn an_answer_stays_within_the_least_mtu() {
-        assert_eq!(Unreachable::answer(&v4(17, &[7; 3000])).unwrap().message.len() + 20, 576);
-        assert_eq!(Unreachable::answer(&v6(17, &[7; 3000])).unwrap().message.len() + 40, 1280);
+        assert_eq!(answer(&v4(17, &[7; 3000])).unwrap().message.len() + 20, 576);
+        assert_eq!(answer(&v6(17, &[7; 3000])).unwrap().message.len() + 40, 1280);
     }
 
     #[test]
     fn errors_fragments_and_groups_are_not_answered() {
-        let silent = |packet: &[u8]| Unreachable::answer(packet).is_none();
+        let silent = |packet: &[u8]| answer(packet).is_none();
         assert!(!silent(&v4(1, &[8, 0])), "an echo request is");
         assert!(silent(&v4(1, &[3, 1])) && silent(&v4(1, &[11, 0])) && silent(&v4(1, &[])));
         assert!(!silent(&v6(58, &[128, 0])));

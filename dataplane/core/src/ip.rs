@@ -33,6 +33,11 @@ pub fn udp_payload(packet: &[u8]) -> Option<&[u8]> {
     packet.get(header_len + 8..)
 }
 
+/// Whether a router may cut the packet: IPv4 without DF. `packet` is an [`IpPacket`].
+pub fn may_be_cut(packet: &[u8]) -> bool {
+    matches!(packet, [first, _, _, _, _, _, flags, ..] if first >> 4 == 4 && flags & 0x40 == 0)
+}
+
 /// Why bytes are no [`IpPacket`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {

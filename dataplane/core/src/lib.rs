@@ -41,6 +41,6 @@ pub mod vnet;
 
 pub use drops::DropCounters;
 pub use millrace_ebpf::drops::Drop;
-pub use peer::{Endpoint, Paths, Peer, PeerSlot, PublicKey};
+pub use peer::{Endpoint, Path, Paths, Peer, PeerSlot, PublicKey};
 pub use shared::{FastEvent, Shared, Tables};
 pub use time::Instant;

@@ -22,7 +22,11 @@ pub const COALESCE_FLOWS: usize = 16;
 /// Packets of one merged super-packet.
 pub const COALESCED_MAX: usize = 64;
 
-/// ICMP errors that one worker sends: for packets without a peer.
+/// Bytes of an inner packet that every path carries that control uses: IPv6 needs them (RFC 8200,
+/// section 5).
+pub const INNER_MTU_MIN: u16 = 1280;
+
+/// ICMP errors that one worker sends: for packets without a peer, or too long for its path.
 pub const ICMP_PER_SECOND: u64 = 100;
 pub const ICMP_BURST: u32 = 20;
 

@@ -67,11 +67,19 @@ impl Endpoint {
     }
 }
 
+/// The way to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    pub endpoint: Endpoint,
+    /// Bytes of the longest inner packet, padding included, that passes; none: not known.
+    pub inner_len_max: Option<u16>,
+}
+
 /// Decides where packets go, instead of the place that a peer last spoke from.
 pub trait Paths: Send + Sync {
     /// None leaves it to roaming, as in the WireGuard paper, section 2.1. Asked once for every run of
     /// packets, so it must neither wait nor allocate.
-    fn endpoint(&self, peer: PeerSlot) -> Option<Endpoint>;
+    fn path(&self, peer: PeerSlot) -> Option<Path>;
 }
 
 /// One peer as the workers see it.
@@ -154,10 +162,18 @@ impl Peer {
         Self { paths, ..self }
     }
 
+    /// How packets to the peer go now.
+    pub fn path(&self) -> Option<Path> {
+        let roamed = || {
+            let endpoint = *self.endpoint.load().as_deref()?;
+            Some(Path { endpoint, inner_len_max: None })
+        };
+        self.paths.as_ref().and_then(|paths| paths.path(self.slot)).or_else(roamed)
+    }
+
     /// Where packets to the peer go now.
     pub fn destination(&self) -> Option<Endpoint> {
-        let decided = self.paths.as_ref().and_then(|paths| paths.endpoint(self.slot));
-        decided.or_else(|| self.endpoint.load().as_deref().copied())
+        self.path().map(|path| path.endpoint)
     }
 
     /// Takes `endpoint` over if it differs from the current one; true if it did. Call only for

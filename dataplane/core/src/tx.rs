@@ -4,15 +4,17 @@
 //! 1. *Validate*: a whole IP packet, and a vnet header that agrees with it.
 //! 2. *Route*: the peer of the longest allowed-ips prefix that covers the destination. What is
 //!    already sealed for that peer goes in a circle and ends here.
-//! 3. *Segment*: cut super-packets, complete checksums, while copying into the slab.
-//! 4. *Pad* with zeros to a multiple of 16, never past the MTU.
+//! 3. *Fit*: what is longer than the path to the peer carries is refused, or, where a router might
+//!    have cut it, takes the detour, which carries every length.
+//! 4. *Segment*: cut super-packets, complete checksums, while copying into the slab.
+//! 5. *Pad* with zeros to a multiple of 16, never past the MTU.
 //!
 //! [`TxBatch::seal`], per run of packets to one peer:
-//! 5. *Session*: endpoint, usable key, counters for the whole run; else the packets are staged.
-//! 6. *Seal* the whole batch: headers, then one call of the AEAD.
-//! 7. *Note* activity and traffic; ask for a new handshake when the key is old or worn.
+//! 6. *Session*: endpoint, usable key, counters for the whole run; else the packets are staged.
+//! 7. *Seal* the whole batch: headers, then one call of the AEAD.
+//! 8. *Note* activity and traffic; ask for a new handshake when the key is old or worn.
 //!
-//! 8. [`TxBatch::transmits`] says what to send, as few sends as possible.
+//! 9. [`TxBatch::transmits`] says what to send, as few sends as possible.
 //!
 //! The slab holds datagrams back to back: 16 bytes of header, padded inner packet, 16 of tag. So
 //! neighbours of equal length are one UDP_SEGMENT send.
@@ -51,8 +53,8 @@ pub struct TxBatch {
     slots: ArrayVec<Slot, BATCH_PACKETS>,
     /// Every slot belongs to one run, in order: the runs' `packets` add up to `slots.len()`.
     runs: ArrayVec<Run, BATCH_PACKETS>,
-    /// The destination that led to the last run's peer: packets come in trains.
-    last_destination: Option<IpAddr>,
+    /// The last packet's way: packets come in trains.
+    last: Option<Last>,
     sealed: bool,
 }
 
@@ -64,6 +66,9 @@ pub enum Push {
     /// Dropped and counted, because no peer has that destination or the peer has no known address:
     /// its sender should hear "host unreachable".
     Unroutable,
+    /// Dropped and counted, because the path to the peer carries no packet longer than this: its
+    /// sender should hear "too big".
+    TooLong { mtu: u16 },
     /// The batch is full: seal, send and clear it, then push the same packet with this `resume`.
     Full { resume: usize },
 }
@@ -86,9 +91,17 @@ struct Slot {
     ecn: u8,
 }
 
+/// A destination that led to the last run's peer, and the longest packet that passes there.
+struct Last {
+    destination: IpAddr,
+    inner_len_max: Option<u16>,
+}
+
 /// Consecutive slots of one peer.
 struct Run {
     peer: Arc<Peer>,
+    /// Too long for the path that the peer has.
+    detoured: bool,
     packets: usize,
     /// Set when the run was sealed; without it, nothing of it is sent.
     endpoint: Option<Endpoint>,
@@ -107,7 +120,7 @@ impl TxBatch {
             used: 0,
             slots: ArrayVec::new(),
             runs: ArrayVec::new(),
-            last_destination: None,
+            last: None,
             sealed: false,
         }
     }
@@ -116,7 +129,7 @@ impl TxBatch {
         self.slots.is_empty()
     }
 
-    /// Steps 1 to 4. `resume` is 0, or what [`Push::Full`] said for the same packet. The routes of
+    /// Steps 1 to 5. `resume` is 0, or what [`Push::Full`] said for the same packet. The routes of
     /// one batch may come from any of the `tables` passed since the last `clear`.
     pub fn push(
         &mut self,
@@ -137,42 +150,62 @@ impl TxBatch {
             return Push::Done;
         };
         // 2. Route.
-        let Some(peer) = self.route(tables, ip.destination) else {
+        let Some(route) = self.route(tables, ip.destination) else {
             drops.add(Drop::TxNoRoute, 1);
             return Push::Unroutable;
         };
-        if let Route::Peer(peer) = peer
-            && peer.destination().is_none()
-        {
+        let Some(inner_len_max) = self.inner_len_max(route) else {
             drops.add(Drop::TxNoEndpoint, 1);
             return Push::Unroutable;
-        }
-        if self.comes_back(peer, packet) {
+        };
+        if self.comes_back(route, packet) {
             drops.add(Drop::TxLoop, 1);
             return Push::Done;
         }
+        // 3. Fit. A path that carries the longest packets has no limit, padded or not.
+        let limit = inner_len_max.filter(|max| *max < tables.mtu);
+        let limit = limit.map(|max| max - max % PADDING_MULTIPLE as u16);
+        let detoured = match limit.filter(|max| plan.len(0) > usize::from(*max)) {
+            None => false,
+            Some(_) if ip::may_be_cut(packet) => true,
+            Some(mtu) => {
+                drops.add(Drop::TxTooLong, 1);
+                return Push::TooLong { mtu };
+            }
+        };
+        let last = Last { destination: ip.destination, inner_len_max };
+        let way = Way { route, detoured };
         let ecn = ecn::of_packet(packet);
         for index in resume..plan.count() {
             let inner_len = plan.len(index);
             let padded_len = padded_len(inner_len, usize::from(tables.mtu));
-            let Some(room) = self.claim(peer, ip.destination, inner_len, padded_len, ecn) else {
+            let Some(room) = self.claim(way, inner_len, padded_len, ecn) else {
                 return Push::Full { resume: index };
             };
-            // 3. Segment.
+            // 4. Segment.
             let (inner, padding) = room.split_at_mut(inner_len);
             plan.write(index, inner);
-            // 4. Pad.
+            // 5. Pad.
             padding.fill(0);
         }
+        self.last = Some(last);
         Push::Done
     }
 
     /// Where `destination` goes: a peer, or the last run if that went to the same destination.
     fn route<'a>(&self, tables: &'a Tables, destination: IpAddr) -> Option<Route<'a>> {
-        if self.last_destination == Some(destination) {
+        if self.last.as_ref().is_some_and(|last| last.destination == destination) {
             return Some(Route::LastRun);
         }
         Some(Route::Peer(tables.allowed_ips.lookup(destination)?))
+    }
+
+    /// How long a packet may be there, if that is known; none if there is no way at all.
+    fn inner_len_max(&self, route: Route<'_>) -> Option<Option<u16>> {
+        match route {
+            Route::Peer(peer) => peer.path().map(|path| path.inner_len_max),
+            Route::LastRun => self.last.as_ref().map(|last| last.inner_len_max),
+        }
     }
 
     /// Whether `packet` was sealed by the very session that would seal it now: then the way to the
@@ -192,8 +225,7 @@ impl TxBatch {
     /// Room for one padded inner packet, header and tag around it; none if the batch is full.
     fn claim(
         &mut self,
-        route: Route<'_>,
-        destination: IpAddr,
+        way: Way<'_>,
         inner_len: usize,
         padded_len: usize,
         ecn: u8,
@@ -205,27 +237,31 @@ impl TxBatch {
         if self.sealed || self.slots.is_full() || at + datagram_len > len_max {
             return None;
         }
-        match (self.runs.last_mut(), route) {
-            (Some(run), Route::LastRun) => run.packets += 1,
-            (Some(run), Route::Peer(peer)) if Arc::ptr_eq(&run.peer, peer) => run.packets += 1,
-            (_, Route::Peer(peer)) => {
-                self.runs.push(Run { peer: peer.clone(), packets: 1, endpoint: None });
+        let Way { route, detoured } = way;
+        let peer = match (self.runs.last_mut(), route) {
+            (Some(run), _) if run.detoured == detoured && route.leads_to(&run.peer) => {
+                run.packets += 1;
+                None
             }
+            (_, Route::Peer(peer)) => Some(peer.clone()),
+            (Some(run), Route::LastRun) => Some(run.peer.clone()),
             (None, Route::LastRun) => return None,
+        };
+        if let Some(peer) = peer {
+            self.runs.push(Run { peer, detoured, packets: 1, endpoint: None });
         }
-        self.last_destination = Some(destination);
         let slot = Slot { datagram_len: datagram_len as u32, inner_len: inner_len as u32, ecn };
         self.slots.push(slot);
         self.used += datagram_len;
         self.slab.get_mut(at + DATA_HEADER_LEN..at + DATA_HEADER_LEN + padded_len)
     }
 
-    /// Steps 5 to 7. Packets without a usable session leave as [`FastEvent::Stage`].
+    /// Steps 6 to 8. Packets without a usable session leave as [`FastEvent::Stage`].
     pub fn seal(&mut self, now: Instant, drops: &DropCounters, events: &mut dyn FnMut(FastEvent)) {
         if std::mem::replace(&mut self.sealed, true) {
             return;
         }
-        // 5. Session.
+        // 6. Session.
         let mut keys: ArrayVec<Option<Reserved>, BATCH_PACKETS> = ArrayVec::new();
         let (mut slots, mut inner) = (&self.slots[..], &self.slab[..self.used]);
         for run in &mut self.runs {
@@ -237,7 +273,7 @@ impl TxBatch {
                 run.reserve(now, drops, |peer| stage(peer, run_slots, run_bytes, events));
             keys.push(reserved);
         }
-        // 6. Seal.
+        // 7. Seal.
         let mut jobs: ArrayVec<SealJob<'_>, BATCH_PACKETS> = ArrayVec::new();
         let (mut slots, mut rest) = (self.slots.iter(), &mut self.slab[..self.used]);
         for (run, reserved) in self.runs.iter().zip(&keys) {
@@ -254,7 +290,7 @@ impl TxBatch {
             }
         }
         seal_batch(&mut jobs);
-        // 7. Note.
+        // 8. Note.
         let mut slots = &self.slots[..];
         for (run, reserved) in self.runs.iter().zip(&keys) {
             let (run_slots, others) = slots.split_at(run.packets);
@@ -267,7 +303,7 @@ impl TxBatch {
         }
     }
 
-    /// Step 8: what to send. At most [`GSO_SEGMENTS_MAX`] datagrams and [`GSO_BYTES_MAX`] bytes
+    /// Step 9: what to send. At most [`GSO_SEGMENTS_MAX`] datagrams and [`GSO_BYTES_MAX`] bytes
     /// each, unless a single datagram is longer than that.
     pub fn transmits(&self) -> impl Iterator<Item = Transmit<'_>> {
         let (mut slots, mut bytes) = (&self.slots[..], &self.slab[..self.used]);
@@ -308,7 +344,7 @@ impl TxBatch {
         self.slots.clear();
         self.runs.clear();
         self.used = 0;
-        self.last_destination = None;
+        self.last = None;
         self.sealed = false;
     }
 }
@@ -317,6 +353,22 @@ impl TxBatch {
 enum Route<'a> {
     LastRun,
     Peer(&'a Arc<Peer>),
+}
+
+impl Route<'_> {
+    /// `last`: the peer of the last run.
+    fn leads_to(self, last: &Arc<Peer>) -> bool {
+        match self {
+            Self::LastRun => true,
+            Self::Peer(peer) => Arc::ptr_eq(peer, last),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    route: Route<'a>,
+    detoured: bool,
 }
 
 /// A session and the first of the counters that were reserved for a run.
@@ -347,7 +399,8 @@ impl Run {
             stage(&self.peer);
             return None;
         };
-        self.endpoint = Some(endpoint);
+        let detour = || Endpoint::detour(self.peer.slot);
+        self.endpoint = Some(if self.detoured { detour() } else { endpoint });
         Some(Reserved { session, first_counter })
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use millrace_wg::coalesce::{CoalesceOptions, Coalescer};
-use millrace_wg::icmp::{IcmpLimit, Unreachable};
+use millrace_wg::icmp::{IcmpError, IcmpLimit, Trouble};
 use millrace_wg::limits::{
     BATCH_PACKETS, COALESCED_MAX, COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN,
 };
@@ -66,7 +66,7 @@ pub struct Context {
     pub slow: Arc<SlowQueue>,
     pub offloads: Arc<Offloads>,
     pub drops: Arc<DropCounters>,
-    /// Tells senders of packets that have no peer.
+    /// Tells senders of packets that go nowhere.
     pub icmp: Arc<IcmpSender>,
     /// Readable when the worker must end.
     pub stop: Arc<OwnedFd>,
@@ -516,7 +516,7 @@ impl Outbound {
     /// flush it, there may be more.
     fn fill(&mut self, context: &Context, tun: &TunQueue) -> bool {
         let tables = context.shared.tables.load();
-        // Only a packet without a peer asks for the time.
+        // Only a packet that goes nowhere asks for the time.
         let mut now = None;
         for _ in 0..FILL_READS {
             let (len, resume) = match self.partial.take() {
@@ -533,19 +533,19 @@ impl Outbound {
                 continue;
             };
             let packet = &read[VnetHdr::LEN..];
-            match self.batch.push(&tables, vnet, packet, resume, &context.drops) {
-                Push::Done => {}
-                Push::Unroutable => {
-                    if self.icmp_limit.allow(*now.get_or_insert_with(clock::now))
-                        && let Some(answer) = Unreachable::answer(packet)
-                    {
-                        context.icmp.send(&answer);
-                    }
-                }
+            let trouble = match self.batch.push(&tables, vnet, packet, resume, &context.drops) {
+                Push::Done => continue,
+                Push::Unroutable => Trouble::Unreachable,
+                Push::TooLong { mtu } => Trouble::TooBig { mtu },
                 Push::Full { resume } => {
                     self.partial = Some((len, resume));
                     return true;
                 }
+            };
+            if self.icmp_limit.allow(*now.get_or_insert_with(clock::now))
+                && let Some(answer) = IcmpError::answer(packet, trouble)
+            {
+                context.icmp.send(&answer);
             }
         }
         true

@@ -400,6 +400,66 @@ fn a_tunnel_lives_by_detours_alone() {
     world.finish();
 }
 
+/// Bytes of the longest outer packet that the router of [`a_path_for_short_packets_is_used_for_them`]
+/// lets through, and of what fits into it: less 60 for headers, a multiple of 16.
+const PATH_MTU: u16 = 1400;
+const INNER_MTU: usize = 1328;
+
+/// Senders hear how long packets may be and adapt; what may be cut goes by the detour, whole.
+#[test]
+fn a_path_for_short_packets_is_used_for_them() {
+    let world = world([true; 2]);
+    let rules = format!(
+        "table inet only {{\nchain forward {{\ntype filter hook forward priority 0;\n\
+         ip length > {PATH_MTU} counter drop\n}}\n}}\n"
+    );
+    world.site.router.exec_with_input("nft -f -", &rules).unwrap();
+    // veth would carry whole runs, which the rule takes for long packets.
+    for gateway in [&world.site.a.gateway, &world.site.b.gateway] {
+        gateway.exec("ethtool -K wan tso off gso off tx-udp-segmentation off").unwrap();
+    }
+    world.connect();
+    let mut controls = [Control::connect(&world.tunnel.a), Control::connect(&world.tunnel.b)];
+    for (control, far) in controls.iter_mut().zip([&world.site.b, &world.site.a]) {
+        let mut line = Endpoint { kind: EndpointKind::Direct as u8, ..Endpoint::default() };
+        line.set_remote(SocketAddr::new(far.wan_v4.into(), 51820));
+        line.path_mtu = PATH_MTU;
+        assert!(control.endpoints.write(0, &line));
+    }
+    let (a, host, far) = (&world.tunnel.a, &world.site.a.host, &world.site.b);
+    let ping = |options: &str, len: usize, to: &dyn std::fmt::Display| {
+        let line = format!("ping -n -c2 -i0.2 -W1 {options} -s {len} {to}");
+        host.exec(&line).map_err(|error| error.to_string())
+    };
+    // 28 and 48 bytes are the headers of an echo request. First one that a router might cut, before
+    // the host learns to cut it.
+    let [one, other] = &mut controls;
+    let shuttle = Shuttle::start([one, other]);
+    ping("-M dont", 1420 - 28, &far.host_v4).unwrap();
+    let carried = shuttle.finish();
+    assert!(carried[0] >= 2 && carried[1] >= 2, "{carried:?}");
+    ping("-M do", INNER_MTU - 28, &far.host_v4).unwrap();
+    ping("-M do", INNER_MTU - 48, &far.host_v6).unwrap();
+    let heard = ping("-M do", INNER_MTU - 27, &far.host_v4).unwrap_err();
+    assert!(heard.contains(&format!("Frag needed and DF set (mtu = {INNER_MTU})")), "{heard}");
+    let heard = ping("-M do", INNER_MTU - 47, &far.host_v6).unwrap_err();
+    assert!(heard.contains(&format!("Packet too big: mtu={INNER_MTU}")), "{heard}");
+    assert!(drop_count(a, "tx_too_long") >= 2);
+
+    // TCP learns it by itself, both ways and in both families.
+    let iperf = Iperf { bytes: Some(24 << 20), ..Iperf::default() };
+    let to: [IpAddr; 2] = [far.host_v4.into(), far.host_v6.into()];
+    for (to, reverse) in [(to[0], false), (to[0], true), (to[1], false)] {
+        let iperf = Iperf { reverse, ..iperf.clone() };
+        let report = iperf.run(world.lab.directory(), &far.host, to, host).unwrap();
+        assert!(report.bytes > 6 << 20, "{report:?}");
+    }
+
+    let rules = world.site.router.exec("nft list ruleset").unwrap();
+    assert!(rules.contains("counter packets 0 "), "a long packet was sent all the same: {rules}");
+    world.finish();
+}
+
 #[test]
 fn what_nobody_carries_is_dropped_by_name() {
     let world = world([false; 2]);

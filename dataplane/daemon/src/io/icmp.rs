@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-use millrace_wg::icmp::Unreachable;
+use millrace_wg::icmp::IcmpError;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Linux `icmp.h`: a set bit keeps messages of that type away from the socket.
@@ -28,7 +28,7 @@ impl IcmpSender {
         let made = |result: io::Result<Socket>, family: &str| {
             result
                 .map_err(|error| {
-                    tracing::warn!(family, %error, "senders of packets without a peer are not told");
+                    tracing::warn!(family, %error, "senders of packets that go nowhere are not told");
                 })
                 .ok()
         };
@@ -39,7 +39,7 @@ impl IcmpSender {
     }
 
     /// Tells the sender; a host that cannot be told is not an error of ours.
-    pub fn send(&self, answer: &Unreachable) {
+    pub fn send(&self, answer: &IcmpError) {
         let socket = match answer.to {
             IpAddr::V4(_) => &self.v4,
             IpAddr::V6(_) => &self.v6,
