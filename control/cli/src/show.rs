@@ -112,6 +112,9 @@ fn way_of(peer: &Peer, paths: Option<&Paths>) -> String {
         let _ = write!(text, " {}", milliseconds(rtt));
     }
     let _ = write!(text, " since {}", age(path.since_seconds as u64));
+    if let (true, Some(mtu)) = (path.shortened, path.mtu) {
+        let _ = write!(text, ", packets up to {mtu} B");
+    }
     if path.idle {
         text += ", idle";
     }

@@ -202,6 +202,13 @@ fn peer_path(gateway: &Gateway, peer: &Peer, now: Instant) -> PeerPath {
         let at = gateway.relays.position(url)?;
         gateway.relays.list[at].client.round_trip()
     });
+    let tunnel_mtu = gateway.welcome.as_ref().map_or(0, |welcome| usize::from(welcome.mtu));
+    let mtu = match peer.route {
+        Route::Direct { frame_len, .. } if frame_len > 0 => {
+            Some(frame_len.saturating_sub(OVERHEAD).min(tunnel_mtu))
+        }
+        _ => None,
+    };
     let handshake_ns = peer.traffic.line().handshake_ns;
     let change = |change: &crate::gateway::Change| PathChange {
         age_seconds: seconds(now, change.at),
@@ -224,10 +231,8 @@ fn peer_path(gateway: &Gateway, peer: &Peer, now: Instant) -> PeerPath {
         loss_ratio: used
             .filter(|path| path.sent > 0)
             .map(|path| 1.0 - path.answered.min(path.sent) as f64 / path.sent as f64),
-        mtu: match peer.route {
-            Route::Direct { frame_len, .. } => Some(frame_len.saturating_sub(OVERHEAD)),
-            _ => None,
-        },
+        mtu,
+        shortened: mtu.is_some_and(|mtu| mtu < tunnel_mtu),
         handshake_age_seconds: (handshake_ns > 0)
             .then(|| seconds(now, Instant::from_nanos(handshake_ns))),
         relayed_sent_bytes: peer.relayed_sent_bytes,
@@ -309,9 +314,11 @@ fn kind_text(kind: CandidateKind) -> &'static str {
 
 fn state_text(state: PathState) -> (&'static str, &'static str) {
     match state {
-        PathState::Works => ("works", "answers, long frames too"),
-        PathState::Unproven => ("unproven", "answers; long frames are being tried"),
-        PathState::LosesLongFrames => ("loses_long_frames", "answers, but not to long frames"),
+        PathState::Works => ("works", "answers, long packets too"),
+        PathState::Unproven => ("unproven", "answers; long packets are being tried"),
+        PathState::LosesLongFrames => {
+            ("loses_long_frames", "answers, but not to packets of 1280 bytes")
+        }
         PathState::OneWay => ("one_way", "the peer's pings arrive, ours are not answered"),
         PathState::Silent => ("silent", "answered before and does not any more"),
         PathState::NeverAnswered => ("never_answered", "never answered: filtered, or not there"),
@@ -323,11 +330,11 @@ pub(crate) fn why_text(why: Why) -> &'static str {
     match why {
         Why::First => "nothing better is known yet",
         Why::Introduced => "the peer introduced itself",
-        Why::Proven => "the path answered and carried long frames",
+        Why::Proven => "the path answered and carried long packets",
         Why::Better => "it is clearly better than the one before",
         Why::FrameLen => "it is better known which frames it carries",
         Why::Dead => "the path before did not answer any more",
-        Why::DataLost => "the path before lost data or long frames",
+        Why::DataLost => "the path before lost data or long packets",
         Why::Withdrawn => "the address or interface before is gone",
         Why::PeerGone => "the relay does not have the peer; the path before is the better hope",
     }

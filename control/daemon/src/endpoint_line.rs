@@ -25,7 +25,9 @@ pub fn line(route: Route, source: Source) -> Endpoint {
             }
             line.ifindex = source.ifindex;
             let headers = if pair.remote.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
-            line.path_mtu = u16::try_from(frame_len + headers).unwrap_or(u16::MAX);
+            // Not known of a path that was taken over.
+            let known = (frame_len > 0).then_some(frame_len + headers);
+            line.path_mtu = known.map_or(0, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
         }
     }
     line
@@ -52,6 +54,14 @@ mod tests {
             let source = Source { ip: None, ifindex };
             prop_assert_eq!(in_use(&line(route, source)), Some((remote, None, ifindex)));
         }
+    }
+
+    #[test]
+    fn a_length_that_is_not_known_is_not_written() {
+        let remote = "192.0.2.1:51820".parse().unwrap();
+        let pair = Pair { uplink: UplinkId(0), remote };
+        let mtu = |frame_len| line(Route::Direct { pair, frame_len }, Source::default()).path_mtu;
+        assert_eq!((mtu(0), mtu(1452)), (0, 1480));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use rand::{RngCore, TryRngCore};
 
 use crate::clock;
 use crate::counters::Counters;
-use crate::limits::{CONNECT_AGAIN, HISTORY_LEN, TRAFFIC_INTERVAL, TRAFFIC_QUIET};
+use crate::limits::{CONNECT_AGAIN, HISTORY_LEN, LEAST_FRAME_LEN, TRAFFIC_INTERVAL, TRAFFIC_QUIET};
 use crate::names::Names;
 use crate::network::{Network, Way};
 use crate::plane::Plane;
@@ -358,9 +358,8 @@ impl Gateway {
             node_key: PublicKey(node_key.0),
             disco_secret: SecretKey::from_bytes(*secret),
             frame_len,
-            // The data plane does not shorten packets for a path: what does not carry all of them
-            // is no path, because TCP inside would stand.
-            least_frame_len: frame_len,
+            // On shorter paths the data plane tells senders how long packets may be.
+            least_frame_len: frame_len.min(LEAST_FRAME_LEN),
             wall_at_zero: wall.saturating_sub(now.as_nanos()),
         };
         self.finder = Some(Finder::new(config, now));

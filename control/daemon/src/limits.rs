@@ -114,6 +114,10 @@ pub const CERTIFICATE_FILE_MAX: u64 = 4 << 20;
 /// TCP's own keepalive, for the time when neither side says anything.
 pub const RELAY_KEEPALIVE_INTERVAL_S: u64 = 30;
 
+/// Bytes of a data message that carries 1,280 bytes: what does not carry IPv6's least MTU (RFC 8200
+/// section 5) is no path, because nobody inside can send less.
+pub const LEAST_FRAME_LEN: usize = 1_280 + 32;
+
 /// Between two looks at the relays' round trips, for the choice of the home (tailscale: its
 /// netchecks are 20 to 26 s apart).
 pub const HOME_REPORT_INTERVAL: Duration = Duration::from_secs(20);

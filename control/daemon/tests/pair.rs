@@ -6,8 +6,8 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use millrace_lab::gateway::own_program;
-use millrace_lab::nat::{Filtering, Internet, Mapping, Nat, RouterOptions};
-use millrace_lab::{Lab, Node, NodeOptions, Pair, Relay, wait_for};
+use millrace_lab::nat::{Fault, Filtering, Internet, Mapping, Nat, RouterOptions};
+use millrace_lab::{Connection, Lab, Node, NodeOptions, Pair, Relay, wait_for};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -154,4 +154,39 @@ fn a_data_plane_that_is_killed_gets_its_paths_back() {
     assert_eq!(status["control"]["connects"]["started"], 1, "{}", status["control"]);
     let paths = pair.nodes[0].status().unwrap()["paths"].clone();
     assert_eq!(paths["problem"], Value::Null);
+}
+
+/// A tunnel inside a tunnel, or a badly built one: packets as long as ours vanish. The path is used
+/// for shorter ones, and TCP inside, which nobody else tells, moves as it would on any such link.
+#[test]
+fn a_path_for_shorter_packets_is_used_for_them() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let relay = Relay::start(&lab, &internet).unwrap();
+    let router = |name: &str| internet.router(&lab, name, RouterOptions::default()).unwrap();
+    let routers = [router("ra"), router("rb")];
+    routers[0].set_faults(&[Fault::DropLongerThan(1400)]).unwrap();
+    let hosts = [routers[0].host(&lab, "a").unwrap(), routers[1].host(&lab, "b").unwrap()];
+    let options = [NodeOptions::default(), NodeOptions::default()];
+    let pair = Pair::start(&lab, &relay, hosts, options, 0).unwrap();
+    let flow = pair.flow(0, Duration::from_millis(10)).unwrap();
+    wait_until_direct(&pair);
+    for node in &pair.nodes {
+        let path = node.status().unwrap()["paths"]["peers"][0].clone();
+        assert_eq!((&path["mtu"], &path["shortened"]), (&1280.into(), &true.into()), "{path}");
+    }
+    let [a, b] = &pair.nodes;
+    for (from, to) in [(a, b), (b, a)] {
+        let address = (to.tunnel_v4, 0).into();
+        let (from, to) = (&from.host.namespace, &to.host.namespace);
+        let connection = Connection::start(from, to, address, 2 << 20, pair.marker).unwrap();
+        let moved = || connection.seen().ok().filter(|seen| seen.bytes > 8 << 20);
+        wait_for("8 MiB by TCP", LIMIT, moved).unwrap();
+    }
+    let shown = millrace(a, &["status", a.gateway.interface()]);
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(text.contains("packets up to 1280 B"), "{text}");
+    let path = a.status().unwrap()["paths"]["peers"][0].clone();
+    assert_eq!(path["path"], "direct", "{path}");
+    assert_eq!(flow.finish().all().lost, 0);
 }

@@ -152,6 +152,8 @@ pub struct PeerPath {
     pub loss_ratio: Option<f64>,
     /// Bytes of the largest inner packet that is proven to pass.
     pub mtu: Option<usize>,
+    /// That is less than the tunnel's MTU: senders are told.
+    pub shortened: bool,
     pub handshake_age_seconds: Option<f64>,
     pub relayed_sent_bytes: u64,
     pub relayed_received_bytes: u64,
