@@ -165,13 +165,13 @@ impl Reflexive {
     }
 
     /// Servers that answered lately and can show what a NAT filters, each with its other address.
-    pub fn showing(&self, now: Instant) -> Vec<(SocketAddr, SocketAddr)> {
-        let showing = |server: &Server| {
+    pub fn showing(&self, now: Instant) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
+        let showing = move |server: &Server| {
             let answer = server.answer.filter(|known| now.since(known.at) < STUN_ANSWER_MAX_AGE)?;
             Some((server.address, answer.other?))
         };
         let showing = self.servers.iter().filter_map(showing);
-        showing.filter(|(server, other)| is_believable(*server, *other)).collect()
+        showing.filter(|(server, other)| is_believable(*server, *other))
     }
 
     /// Who is asked.
@@ -255,6 +255,24 @@ mod tests {
         }
         assert_eq!(sent, 1 + STUN_RETRIES.len());
         assert_eq!(this.deadline(), Some(at(1) + STUN_INTERVAL));
+    }
+
+    #[test]
+    fn a_server_shows_more_only_from_a_believable_other_address() {
+        let mut this = Reflexive::default();
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        this.set_servers(at(1), &[server(1), server(2)]);
+        let asked: Vec<_> = std::iter::from_fn(|| this.poll_transmit(at(1), &mut random)).collect();
+        for (from, request) in asked {
+            let mut answer = stun::answer(&request, server(9)).unwrap().to_vec();
+            // OTHER-ADDRESS 192.0.2.2:3479: for one that is the same address.
+            answer.extend([0x80, 0x2c, 0, 8, 0, 1, 0x0d, 0x97, 192, 0, 2, 2]);
+            answer[3] += 12;
+            this.handle(at(1), from, &answer).unwrap();
+        }
+        let other = SocketAddr::new(server(2).ip(), 3479);
+        assert_eq!(this.showing(at(1)).collect::<Vec<_>>(), [(server(1), other)]);
+        assert_eq!(this.showing(at(1) + STUN_ANSWER_MAX_AGE).count(), 0);
     }
 
     #[test]

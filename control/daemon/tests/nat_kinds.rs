@@ -6,9 +6,9 @@ mod common;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LIMIT, Running, World, nats, why};
+use common::{LIMIT, Running, World, carrier, nats, try_why, why};
 use millrace_lab::gateway::own_program;
-use millrace_lab::nat::{Internet, Nat, PortMapping, STUN_PORT, STUN_V4, names_for};
+use millrace_lab::nat::{Hairpin, Internet, Nat, PortMapping, STUN_PORT, STUN_V4, names_for};
 use millrace_lab::{Lab, Node, Result, wait_for};
 use serde_json::{Value, json};
 
@@ -53,9 +53,19 @@ fn both_know(nat: [Nat; 2], kinds: &[Value; 2]) -> (Running, [Value; 2]) {
 #[test]
 fn two_easy_nats_are_known_on_both_sides() {
     let easy = || kind("endpoint_independent", "address_and_port_dependent", true);
-    let (running, said) = both_know([Nat::EASY, Nat::EASY], &[easy(), easy()]);
+    let (mut running, said) = both_know([Nat::EASY, Nat::EASY], &[easy(), easy()]);
     assert_eq!(said[0]["nat"]["mapping_varies"], false);
     assert_eq!(said[0]["nat"]["filtering_unknown"], Value::Null);
+    // A process that knows nothing of what the one before wrote comes to the same end.
+    let node = &mut running.pair.nodes[0];
+    node.kill_control();
+    node.start_control(&running.lab).unwrap();
+    wait_for("the filter of a port in use", LIMIT, || {
+        let known = try_why(&running.pair.nodes[0])?["nat"]["kind"].clone();
+        assert_ne!(known["filtering"], "endpoint_independent");
+        (known == easy()).then_some(())
+    })
+    .unwrap();
     running.finish().unwrap();
 }
 
@@ -73,6 +83,26 @@ fn two_hard_nats_are_the_reason() {
     .unwrap();
     assert_eq!(reason["peer"]["path"], "relay");
     assert!(reason["advice"].as_str().unwrap().contains("PCP"), "{reason:#}");
+    flow.finish();
+    running.finish().unwrap();
+}
+
+#[test]
+fn a_nat_that_does_not_lead_back_inside_is_named() {
+    let mut running =
+        Running::start(|lab, internet| carrier(lab, internet, Hairpin::Off, [100, 64, 1]), 0)
+            .unwrap();
+    running.pair.wait_until_ready(LIMIT).unwrap();
+    let flow = running.pair.flow(0, Duration::from_millis(50)).unwrap();
+    flow.first_arrival(LIMIT).unwrap();
+    for node in &running.pair.nodes {
+        wait_for("the reason", LIMIT, || {
+            let why = why(node);
+            assert_ne!(why["nat"]["filtering_unknown"], Value::Null, "the relay cannot show it");
+            why["verdict"].as_str()?.contains("no hairpin").then_some(())
+        })
+        .unwrap();
+    }
     flow.finish();
     running.finish().unwrap();
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LEAK, LIMIT, Running, World, nats};
+use common::{LEAK, LIMIT, Running, World, carrier, nats};
 use millrace_lab::nat::{
     Hairpin, Input, Internet, Ipv6, Nat, PROXY_PORT, Policy, PortMapping, Router, RouterOptions,
 };
@@ -508,22 +508,6 @@ fn with_policy(policy: Policy) -> RouterOptions {
 fn with_port_mapping(lab: &Lab, mut world: World) -> Result<World> {
     world.daemons.push(world.routers[0].start_port_mapping(lab, PortMapping::All)?);
     world.options[0].discovery = String::new();
-    Ok(world)
-}
-
-/// Two homes with the same addresses inside, behind one carrier's NAT: carrier, home of A, home of B.
-fn carrier(lab: &Lab, internet: &Internet, hairpin: Hairpin, between: [u8; 3]) -> Result<World> {
-    let options =
-        RouterOptions { hairpin, lan: Some(between), ..RouterOptions::nat(Nat::FULL_CONE) };
-    let carrier = internet.router(lab, "carrier", options)?;
-    let home = || RouterOptions { lan: Some([192, 168, 1]), ..RouterOptions::default() };
-    let a = internet.router_behind(lab, "home a", home(), &carrier)?;
-    let b = internet.router_behind(lab, "home b", home(), &carrier)?;
-    let hosts = [a.host(lab, "a")?, b.host(lab, "b")?];
-    let watched = vec![carrier.namespace().clone()];
-    let mut world = World { watched, ..World::new(hosts, vec![carrier, a, b]) };
-    // Equal ports at one carrier would be another row.
-    world.options[0].port = PORT + 1;
     Ok(world)
 }
 

@@ -104,7 +104,7 @@ impl Gateway {
         }
         Some(if self.seen.addresses.is_empty() {
             "no STUN server answers"
-        } else if self.reflexive.showing(now).is_empty() {
+        } else if self.reflexive.showing(now).next().is_none() {
             "name a STUN server that has two addresses (RFC 5780, as coturn) in [discovery] stun"
         } else if self.kinds.found.is_none() {
             "it is being found out"
@@ -148,7 +148,8 @@ impl Gateway {
 
     fn can_ask_for_kinds(&self, now: Instant) -> bool {
         let can_send = self.plane.as_ref().is_some_and(|plane| plane.tools.is_some());
-        can_send && !self.kinds.driver.is_running() && !self.reflexive.showing(now).is_empty()
+        let is_idle = can_send && !self.kinds.driver.is_running();
+        is_idle && self.reflexive.showing(now).next().is_some()
     }
 
     fn start_kinds(&mut self, now: Instant) {
@@ -164,7 +165,7 @@ impl Gateway {
         written_to.extend(of_peers);
         written_to.extend(self.reflexive.servers());
         // Those whose other address is still a stranger to us show most.
-        let mut showing = self.reflexive.showing(now);
+        let mut showing: Vec<_> = self.reflexive.showing(now).collect();
         let is_known = |other: &SocketAddr| written_to.iter().any(|to| to.ip() == other.ip());
         showing.sort_by_key(|(_, other)| is_known(other));
         let mut is_other_known = false;

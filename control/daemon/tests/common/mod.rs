@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use millrace_lab::gateway::own_program;
-use millrace_lab::nat::{Host, Internet, Nat, Nat64, Router, RouterOptions};
+use millrace_lab::nat::{Hairpin, Host, Internet, Nat, Nat64, Router, RouterOptions};
+use millrace_lab::node::PORT;
 use millrace_lab::{
     Capture, Daemon, Lab, Marker, Namespace, Node, NodeOptions, Pair, Relay, Result,
 };
@@ -98,15 +99,40 @@ impl Running {
 
 /// What `millrace why --json` says of the only peer.
 pub fn why(node: &Node) -> serde_json::Value {
+    try_why(node).expect("an answer of the control process")
+}
+
+/// The same; none while no control process answers.
+pub fn try_why(node: &Node) -> Option<serde_json::Value> {
     let status = node.status().unwrap();
     let key = status["peers"][0]["public_key"].as_str().unwrap();
     let mut command = node.host.namespace.command(own_program("millrace").unwrap());
     command.args(["why", key, "--json", "--interface", node.gateway.interface()]);
-    let output = command.output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    serde_json::from_slice(&command.output().unwrap().stdout).ok()
 }
 
 /// Home routers with these NATs.
 pub fn nats(a: Nat, b: Nat) -> [RouterOptions; 2] {
     [RouterOptions::nat(a), RouterOptions::nat(b)]
+}
+
+/// Two homes with the same addresses inside, behind one carrier's NAT: carrier, home of A, home of B.
+pub fn carrier(
+    lab: &Lab,
+    internet: &Internet,
+    hairpin: Hairpin,
+    between: [u8; 3],
+) -> Result<World> {
+    let options =
+        RouterOptions { hairpin, lan: Some(between), ..RouterOptions::nat(Nat::FULL_CONE) };
+    let carrier = internet.router(lab, "carrier", options)?;
+    let home = || RouterOptions { lan: Some([192, 168, 1]), ..RouterOptions::default() };
+    let a = internet.router_behind(lab, "home a", home(), &carrier)?;
+    let b = internet.router_behind(lab, "home b", home(), &carrier)?;
+    let hosts = [a.host(lab, "a")?, b.host(lab, "b")?];
+    let watched = vec![carrier.namespace().clone()];
+    let mut world = World { watched, ..World::new(hosts, vec![carrier, a, b]) };
+    // Equal ports at one carrier would be another row.
+    world.options[0].port = PORT + 1;
+    Ok(world)
 }
