@@ -10,6 +10,7 @@
 //!   one is kept, not searched for.
 //! * [`Input::ReceivedDirectly`] about as often as pings, a few times a second, as long as there is
 //!   news: a peer whose control process is away answers none, and its tunnel lives.
+//! * [`Input::RelayUp`] when a connection to a relay stands.
 //! * [`Input::PeerGone`] when a relay says so of a packet to the peer.
 //! * Packets for a peer whose relay is down go to our own relay: both may be about to move there.
 //! * The path in the data plane's table at the start ([`Input::AddPeer`]), so that a restart moves
@@ -107,6 +108,8 @@ pub enum Input<'i> {
         from: SocketAddr,
         at: Instant,
     },
+    /// We are connected to a relay, anew or at last.
+    RelayUp,
     /// The relay says that the peer is not connected to it.
     PeerGone {
         peer: PublicKey,
@@ -199,6 +202,11 @@ impl Finder {
             }
             Input::ReceivedDirectly { peer, from, at } => {
                 self.with_peer(now, random, peer, |peer, _| peer.received_directly(from, at));
+            }
+            Input::RelayUp => {
+                for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+                    self.with_peer(now, random, peer, |peer, context| peer.relay_up(context.now));
+                }
             }
             Input::PeerGone { peer } => {
                 self.with_peer(now, random, peer, |peer, context| peer.gone(context));

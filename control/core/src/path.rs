@@ -158,8 +158,9 @@ impl Path {
             return None;
         }
         let rtt = *self.rtts.iter().min()?;
+        let spread = *self.rtts.iter().max()? - rtt;
         let full_frames = self.proven_len >= lens.full;
-        Some(Quality { rtt, remote: self.pair.remote.ip(), full_frames })
+        Some(Quality { rtt, spread, remote: self.pair.remote.ip(), full_frames })
     }
 
     /// The best of the last round trips.
@@ -303,6 +304,13 @@ impl Path {
         {
             self.proof = Proof::Recheck { tries: 0, sent_at: None, again_at };
         }
+    }
+
+    /// Which frames passed is as good as unknown: on another path of the same two they do not any
+    /// more.
+    pub fn unprove(&mut self) {
+        self.proven_len = 0;
+        self.proof = Proof::Full { tries: 0, sent_at: None };
     }
 
     /// Short pings pass, and frames that the tunnel needs do not.

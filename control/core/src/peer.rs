@@ -141,6 +141,10 @@ pub(crate) struct Peer {
     pongs: Budget,
     /// The peer has an introduction of this process: it answered one, or wrote to our disco key.
     heard: bool,
+    /// What we have to say changed since, and the peer did not confirm that it has the news.
+    changed: bool,
+    /// The peer asked for our next introduction, and takes it as an answer.
+    owes_answer: bool,
     /// Transactions of the peer's pings, the newest last.
     seen_pings: VecDeque<TransactionId>,
     questions: Vec<Question>,
@@ -195,6 +199,8 @@ impl Peer {
             probes: Budget::new(PROBES_PER_PEER, now),
             pongs: Budget::new(PONGS_PER_PEER, now),
             heard: false,
+            changed: false,
+            owes_answer: false,
             seen_pings: VecDeque::new(),
             questions: Vec::new(),
             received_directly: None,
@@ -238,6 +244,12 @@ impl Peer {
         self.gone = false;
         if !self.heard {
             self.heard = true;
+            self.stop_introducing();
+        }
+    }
+
+    fn stop_introducing(&mut self) {
+        if !self.changed {
             self.introduce_at = None;
             self.introduce_gap = INTRODUCE_INTERVAL_MIN;
         }
@@ -321,6 +333,18 @@ impl Peer {
             && let Some(pair) = self.fallen_from.filter(|pair| self.paths.contains_key(pair))
         {
             self.use_path(context, pair, Why::PeerGone);
+            // Until it answers: it may be back soon, and wait at the same path as we do.
+            self.heard = false;
+            self.introduce_gap = INTRODUCE_INTERVAL_MIN;
+            self.introduce_at = Some(context.now + INTRODUCE_INTERVAL_MIN);
+        }
+    }
+
+    /// A relay carries again: what it could not carry before is not waited for any longer.
+    pub(crate) fn relay_up(&mut self, now: Instant) {
+        if !self.heard || self.changed {
+            self.introduce_gap = INTRODUCE_INTERVAL_MIN;
+            self.answer_introduction(now);
         }
     }
 
@@ -371,8 +395,12 @@ impl Peer {
             self.set_route(context, Route::Relay, Why::Introduced);
         }
         if wanted {
+            self.owes_answer = true;
             self.answer_introduction(context.now);
         } else {
+            if std::mem::take(&mut self.changed) {
+                self.stop_introducing();
+            }
             self.heard();
         }
         self.start_search(context.now, false);
@@ -485,6 +513,8 @@ impl Peer {
         self.search.queue.retain(|pair| uplinks.iter().any(|uplink| uplink.id == pair.uplink));
         self.introduce_gap = INTRODUCE_INTERVAL_MIN;
         self.freshness.outdated();
+        // The relay may lose it, and pings of the peer do not say that it has it.
+        self.changed = self.disco.is_some();
         self.answer_introduction(context.now);
         // The introduction asks the peer to search; so do we.
         if self.is_active(context.now) {
@@ -500,6 +530,9 @@ impl Peer {
             if path.is_none_or(|path| path.is_dead(now) && !self.is_carrying(path, now)) {
                 self.leave(context, Why::Dead);
             } else if path.is_some_and(|path| path.proof_failed(context.own.lens())) {
+                // What is too narrow may stand before all paths.
+                let others = self.paths.values_mut().filter(|path| path.pair != pair);
+                others.for_each(Path::unprove);
                 self.leave(context, Why::DataLost);
             }
         }

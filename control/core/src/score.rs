@@ -13,6 +13,8 @@ use crate::limits::{
 pub struct Quality {
     /// The best of the last round trips: queues come and go, distance stays.
     pub rtt: Duration,
+    /// Between the best and the worst of them.
+    pub spread: Duration,
     pub remote: IpAddr,
     /// Whether it carries full frames.
     pub full_frames: bool,
@@ -38,10 +40,12 @@ impl Quality {
         if self.full_frames { cost } else { 2 * cost }
     }
 
-    /// Whether to leave `current`, which works, for this path.
+    /// Whether to leave `current`, which works, for this path. What is gained must be more than what
+    /// chance does to either: where round trips vary, equals would take turns.
     pub fn is_clearly_better_than(&self, current: &Self) -> bool {
         let (ours, theirs) = (self.cost(), current.cost());
-        ours + HYSTERESIS_MIN < theirs && ours < theirs * (100 - HYSTERESIS_PERCENT) / 100
+        let least_gain = HYSTERESIS_MIN.max(self.spread + current.spread);
+        ours + least_gain < theirs && ours < theirs * (100 - HYSTERESIS_PERCENT) / 100
     }
 }
 
@@ -54,6 +58,7 @@ mod tests {
     fn quality(rtt_micros: u64, remote: &str) -> Quality {
         Quality {
             rtt: Duration::from_micros(rtt_micros),
+            spread: Duration::ZERO,
             remote: remote.parse().unwrap(),
             full_frames: true,
         }
@@ -95,13 +100,28 @@ mod tests {
         assert!(small.is_clearly_better_than(&full));
     }
 
+    #[test]
+    fn what_chance_may_take_back_is_no_gain() {
+        let current = quality(30_000, "192.0.2.1");
+        let varies = |spread_ms| Quality {
+            spread: Duration::from_millis(spread_ms),
+            ..quality(20_000, "192.0.2.2")
+        };
+        assert!(varies(9).is_clearly_better_than(&current));
+        assert!(!varies(11).is_clearly_better_than(&current));
+        let current = Quality { spread: Duration::from_millis(5), ..current };
+        assert!(varies(4).is_clearly_better_than(&current));
+        assert!(!varies(6).is_clearly_better_than(&current));
+    }
+
     proptest! {
         #[test]
         fn no_two_paths_are_better_than_each_other(
-            rtts: [u32; 2], ips: [IpAddr; 2], full: [bool; 2]
+            rtts: [u32; 2], spreads: [u32; 2], ips: [IpAddr; 2], full: [bool; 2]
         ) {
             let [one, other] = [0, 1].map(|at| Quality {
                 rtt: Duration::from_micros(rtts[at].into()),
+                spread: Duration::from_micros(spreads[at].into()),
                 remote: ips[at],
                 full_frames: full[at],
             });

@@ -481,6 +481,7 @@ impl Gateway {
                 self.input(now, Input::Traffic { peer });
             }
             if let Some(from) = from {
+                let from = self.real_address(from);
                 self.input(now, Input::ReceivedDirectly { peer, from, at });
             }
             if let Some(since) = change.unanswered_since {

@@ -167,10 +167,13 @@ impl Peer {
             return;
         }
         let wall = context.own.wall_at_zero.saturating_add(now.as_nanos());
+        // Who has something new to say wants an answer, and gets one to an introduction without.
+        let is_question = self.changed && !std::mem::take(&mut self.owes_answer);
+        let answers = if is_question { 0 } else { self.freshness.answers() };
         let introduction = Introduction {
             sender: context.own.node_key,
             number: self.freshness.next_number(wall),
-            answers: self.freshness.answers(),
+            answers,
             disco_key: context.own.disco_key,
             has_session: self.may_have_session(now),
             home: context.own.home.clone(),
@@ -180,7 +183,7 @@ impl Peer {
         let packet = introduce::seal(&introduction, context.random(), &self.box_key);
         context.transmit(Transmit::Relay { peer: self.key, packet });
         // Disco from the peer says that it has our key; until then it may have nothing.
-        let again = !self.heard && self.is_active(now);
+        let again = (!self.heard || self.changed) && self.is_active(now);
         self.introduce_at = again.then(|| now + self.introduce_gap);
         self.introduce_gap = (2 * self.introduce_gap).min(INTRODUCE_INTERVAL_MAX);
     }

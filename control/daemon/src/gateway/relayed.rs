@@ -18,7 +18,7 @@ impl Gateway {
         // Apart for a moment: packets go on to the finder and the data plane while their bytes lie
         // in the client.
         let mut relays = std::mem::take(&mut self.relays);
-        let (mut signals, mut gone) = (Vec::new(), Vec::new());
+        let (mut signals, mut gone, mut came_up) = (Vec::new(), Vec::new(), false);
         let only = relays.list.len() == 1;
         if let Some(relay) = relays.list.get_mut(at) {
             relay.client.handle(now);
@@ -35,6 +35,7 @@ impl Gateway {
                         tracing::info!(url = relay.url, connect_ms = ms, "relay is up");
                         relay.state = State::Up { since: now, up: Box::new(up) };
                         relay.told = None;
+                        came_up = true;
                     }
                     RelayEvent::Packets(packets) => {
                         for (from, packet) in packets {
@@ -78,6 +79,9 @@ impl Gateway {
         self.relays = relays;
         if self.relays.choose_home(now) {
             self.tell_finder(now, false);
+        }
+        if came_up {
+            self.input(now, Input::RelayUp);
         }
         for peer in gone {
             self.input(now, Input::PeerGone { peer });
