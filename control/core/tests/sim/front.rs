@@ -45,10 +45,14 @@ impl Front {
         }
     }
 
-    /// Its address as others see it can be learnt from a STUN server.
-    pub fn is_predictable(self) -> bool {
+    /// Its address as others see it is its own, or can be learnt from a STUN server if there is one.
+    pub fn is_predictable(self, stun: bool) -> bool {
         use Mapping::{AddressAndPortDependent, AddressDependent};
-        !matches!(self, Self::Nat(AddressDependent | AddressAndPortDependent, _))
+        match self {
+            Self::Nat(AddressDependent | AddressAndPortDependent, _) => false,
+            Self::Nat(..) => stun,
+            Self::Open | Self::Firewall | Self::Blocked => true,
+        }
     }
 
     /// It lets in what comes from a port that it has not sent to.
@@ -63,10 +67,15 @@ impl Front {
     /// What theory says (RFC 5128, section 3): direct unless one side's port cannot be known and
     /// the other side wants to know it.
     pub fn meets(self, other: Self) -> bool {
+        self.meets_with(other, true)
+    }
+
+    /// The same where STUN servers answer, or none does.
+    pub fn meets_with(self, other: Self, stun: bool) -> bool {
         if self == Self::Blocked || other == Self::Blocked {
             return false;
         }
-        match (self.is_predictable(), other.is_predictable()) {
+        match (self.is_predictable(stun), other.is_predictable(stun)) {
             (true, true) => true,
             (true, false) => self.admits_unknown_ports(),
             (false, true) => other.admits_unknown_ports(),

@@ -7,8 +7,9 @@ use std::time::Duration;
 use millrace_path::candidate::Candidate;
 use millrace_path::finder::Finder;
 use millrace_path::limits::FRAME_LEN_DEFAULT;
+use millrace_path::nat64::Prefix;
+use millrace_path::reflexive::{Reflexive, Seen};
 use millrace_path::sealed::{PublicKey, SecretKey};
-use millrace_path::transaction::TransactionId;
 use millrace_path::{Instant, Route, Why};
 
 use super::nat::Segment;
@@ -24,6 +25,8 @@ pub struct Gateway {
     pub control_up: bool,
     /// What it sends through relays arrives, and what is sent to it.
     pub relay_up: bool,
+    /// Its connection to the relay comes back then: until then packets get lost and signals wait.
+    pub relay_back_at: Instant,
     /// The relay at which it listens.
     pub home: u16,
     /// The tunnels have traffic.
@@ -35,7 +38,9 @@ pub struct Gateway {
     /// Addresses that it names to peers beside its own.
     pub bogus: Vec<Candidate>,
     pub links: BTreeMap<usize, Link>,
-    pub reflexive: Vec<(TransactionId, usize, Option<SocketAddr>)>,
+    pub reflexive: Reflexive,
+    pub seen: Seen,
+    pub stun_timer: Option<Instant>,
     pub timer: Option<Instant>,
     /// Each change of a route and when, of all peers.
     pub routes: Vec<(Instant, Route, Why)>,
@@ -58,6 +63,9 @@ pub struct Leg {
     pub frame_len_max: usize,
     /// No UDP passes in either direction, and nobody says so.
     pub blocked: bool,
+    /// IPv4 of a network that has only IPv6: what leaves here is sent to an address under this
+    /// prefix, from the socket of an IPv6 leg.
+    pub nat64: Option<Prefix>,
 }
 
 /// A peer as the data plane has it.
@@ -96,6 +104,8 @@ pub struct Tunnel {
     pub received_at: Option<Instant>,
     /// From where without a relay, and when.
     pub received_directly: Option<(SocketAddr, Instant)>,
+    /// The same, of the last that came so.
+    pub came_from: Option<SocketAddr>,
     /// Data went out then, and nothing came back.
     pub unanswered_since: Option<Instant>,
     /// Data came in; a keepalive answers by then if nothing else does.
@@ -163,6 +173,13 @@ impl Tunnel {
     }
 }
 
+impl Gateway {
+    /// This address is its own, as far as it can know.
+    pub fn has(&self, address: SocketAddr) -> bool {
+        self.legs.iter().any(|leg| leg.socket == address) || self.seen.addresses.contains(&address)
+    }
+}
+
 impl Link {
     pub fn new(endpoint: Option<SocketAddr>) -> Self {
         Self {
@@ -188,6 +205,10 @@ impl Link {
 impl Leg {
     pub fn new(socket: &str, segment: Segment, latency: Duration) -> Self {
         let socket = socket.parse().unwrap();
-        Self { socket, segment, latency, frame_len_max: 1472, blocked: false }
+        Self { socket, segment, latency, frame_len_max: 1472, blocked: false, nat64: None }
+    }
+
+    pub fn is_ipv6(&self) -> bool {
+        self.socket.is_ipv6() && self.nat64.is_none()
     }
 }

@@ -32,6 +32,15 @@ pub struct Arrival {
     pub near: bool,
 }
 
+/// Who has an address.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    socket: Socket,
+    segment: Segment,
+    /// As the receiver sees it.
+    source: SocketAddr,
+}
+
 impl Internet {
     pub fn new(servers: Vec<SocketAddr>) -> Self {
         Self { servers, ..Self::default() }
@@ -41,6 +50,19 @@ impl Internet {
         self.doors.insert((nat.outer, nat.public_ip), self.nats.len());
         self.nats.push(nat);
         self.nats.len() - 1
+    }
+
+    /// The network behind this NAT64 has this IPv6 address, which it does not translate.
+    pub fn add_ipv6_behind(&mut self, nat64: usize, ip: IpAddr) {
+        self.doors.insert((self.nats[nat64].outer, ip), nat64);
+    }
+
+    pub fn renumber(&mut self, at: usize, ip: IpAddr) {
+        let nat = &mut self.nats[at];
+        self.doors.remove(&(nat.outer, nat.public_ip));
+        self.doors.insert((nat.outer, ip), at);
+        nat.public_ip = ip;
+        nat.flush();
     }
 
     pub fn add_host(&mut self, segment: Segment, address: SocketAddr, socket: Socket) {
@@ -57,21 +79,33 @@ impl Internet {
         now: Instant,
         from: SocketAddr,
         mut segment: Segment,
-        to: SocketAddr,
+        mut to: SocketAddr,
     ) -> Option<Arrival> {
         let (start, mut source) = (segment, from);
         let mut came_through = None;
+        if source == to {
+            self.land += 1;
+            return None;
+        }
         loop {
-            if source == to {
-                self.land += 1;
-                return None;
-            }
             if let Some(found) = self.find(now, segment, to, source, came_through) {
                 let near = segment == start && came_through.is_none();
-                let near = near && found.is_some_and(|(_, inner)| inner == start);
-                return found.map(|(socket, _)| Arrival { source, socket: Some(socket), near });
+                let near = near && found.is_some_and(|found| found.segment == start);
+                return found.map(|found| Arrival {
+                    source: found.source,
+                    socket: Some(found.socket),
+                    near,
+                });
             }
             let Some(at) = segment else { break };
+            if let Some(prefix) = self.nats[at].nat64 {
+                let IpAddr::V6(ip) = to.ip() else { return None };
+                let Some(ip) = prefix.extract(ip) else {
+                    (came_through, segment) = (Some(at), self.nats[at].outer);
+                    continue;
+                };
+                to.set_ip(ip.into());
+            }
             if to.ip() == self.nats[at].public_ip && !self.nats[at].hairpin {
                 return None;
             }
@@ -83,9 +117,14 @@ impl Internet {
         known.then_some(Arrival { source, socket: None, near: false })
     }
 
-    /// Carries a datagram of a server on the Internet inwards.
-    pub fn arrive(&mut self, now: Instant, from: SocketAddr, to: SocketAddr) -> Option<Socket> {
-        self.find(now, None, to, from, None)?.map(|(socket, _)| socket)
+    /// Carries a datagram of a server on the Internet inwards: to whom, and as whose it is seen.
+    pub fn arrive(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Option<(Socket, SocketAddr)> {
+        self.find(now, None, to, from, None)?.map(|found| (found.socket, found.source))
     }
 
     /// Who has this address in this segment, behind however many NATs, and in which segment.
@@ -95,13 +134,13 @@ impl Internet {
         now: Instant,
         mut segment: Segment,
         mut to: SocketAddr,
-        from: SocketAddr,
+        mut from: SocketAddr,
         mut came_through: Option<usize>,
-    ) -> Option<Option<(Socket, Segment)>> {
+    ) -> Option<Option<Found>> {
         let mut entered = false;
         loop {
             if let Some(socket) = self.hosts.get(&(segment, to)) {
-                return Some(Some((*socket, segment)));
+                return Some(Some(Found { socket: *socket, segment, source: from }));
             }
             let Some(at) = self.doors.get(&(segment, to.ip())).copied() else {
                 return entered.then_some(None);
@@ -109,8 +148,15 @@ impl Internet {
             if came_through == Some(at) && !self.nats[at].hairpin {
                 return Some(None);
             }
-            let Some(inside) = self.nats[at].inbound(now, to, from) else { return Some(None) };
-            (to, segment, came_through, entered) = (inside, Some(at), None, true);
+            let translates = to.is_ipv4() || self.nats[at].nat64.is_none();
+            if translates {
+                let Some(inside) = self.nats[at].inbound(now, to, from) else { return Some(None) };
+                to = inside;
+                if let (Some(prefix), IpAddr::V4(ip)) = (self.nats[at].nat64, from.ip()) {
+                    from.set_ip(prefix.synthesise(ip).into());
+                }
+            }
+            (segment, came_through, entered) = (Some(at), None, true);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use millrace_path::Instant;
+use millrace_path::nat64::Prefix;
 
 /// RFC 4787, section 4.1; `None` is a firewall that translates nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Nat {
     pub public_ip: IpAddr,
     /// Where its outside is.
     pub outer: Segment,
+    /// Inside is IPv6 only, and has IPv4 under this prefix (RFC 6146); IPv6 passes as it is.
+    pub nat64: Option<Prefix>,
     /// Ports that are open to all and go to one host inside.
     pub forwards: BTreeMap<u16, SocketAddr>,
     entries: BTreeMap<Key, Entry>,
@@ -81,6 +84,7 @@ impl Nat {
             timeout: Duration::from_secs(30),
             public_ip: public_ip.parse().unwrap(),
             outer,
+            nat64: None,
             forwards: BTreeMap::new(),
             entries: BTreeMap::new(),
             back: BTreeMap::new(),
