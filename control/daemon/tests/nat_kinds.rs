@@ -56,6 +56,12 @@ fn two_easy_nats_are_known_on_both_sides() {
     let (mut running, said) = both_know([Nat::EASY, Nat::EASY], &[easy(), easy()]);
     assert_eq!(said[0]["nat"]["mapping_varies"], false);
     assert_eq!(said[0]["nat"]["filtering_unknown"], Value::Null);
+    let line = "easy (the same mapping for all destinations), filters by address and port, keeps the \
+                port\n";
+    let said = text(&running.pair.nodes[1], "why");
+    assert_eq!(said.matches(&format!("  NAT         {line}")).count(), 2, "{said}");
+    let said = text(&running.pair.nodes[1], "status");
+    assert!(said.contains(&format!("\nNAT {line}")), "{said}");
     // A process that knows nothing of what the one before wrote comes to the same end.
     let node = &mut running.pair.nodes[0];
     node.kill_control();
@@ -149,6 +155,20 @@ fn netcheck_beside_the_daemon_agrees_with_it_and_disturbs_nothing() {
     let lost = flow.finish().since(began);
     assert!(lost.lost == 0 && lost.sent > 0, "{lost:?}");
     running.finish().unwrap();
+}
+
+/// What a command says to people.
+fn text(node: &Node, what: &str) -> String {
+    let mut command = node.host.namespace.command(own_program("millrace").unwrap());
+    let interface = node.gateway.interface();
+    if what == "why" {
+        let status = node.status().unwrap();
+        let key = status["peers"][0]["public_key"].as_str().unwrap();
+        command.args(["why", key, "--interface", interface]);
+    } else {
+        command.args([what, interface]);
+    }
+    String::from_utf8(command.output().unwrap().stdout).unwrap()
 }
 
 /// The document of `millrace netcheck INTERFACE`, which finds the file that the interface runs with.
