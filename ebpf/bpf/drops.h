@@ -58,6 +58,7 @@
 	X(detour_full, "The queue to control for detoured packets was full: control or its relay is too slow.") \
 	X(detour_gone, "A packet was to go by control, which is not connected.") \
 	X(detour_invalid, "Control handed in bytes that are no run of messages of a peer.") \
-	X(control_absent, "STUN, disco or Geneve came while control was not connected.")
+	X(control_absent, "STUN, disco or Geneve came while control was not connected.") \
+	X(heard_too_fast, "Disco came past the host's firewall faster than control is told of it.")
 
 #endif

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! control → data plane   Hello                         WantBoxKey…  ConnectNow…
-//! data plane → control          Welcome + descriptors  PeerUp… Synced  BoxKey…  PeerUp, PeerDown, …
+//! data plane → control          Welcome + descriptors  PeerUp… Synced  BoxKey…  PeerUp, PeerDown, Heard, …
 //! ```
 //!
 //! No secret passes but box keys (see [`BoxKey`]): never a private key, never a raw Diffie-Hellman
@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 pub use client::{Delivery, Handles, LinkClient, MapHandles};
 pub use detour::{DetourSocket, DetourSockets, Run};
 pub use message::{
-    BoxKey, BoxKeyAnswer, BoxKeyRefusal, Peer, Steering, ToControl, ToDataPlane, Welcome,
+    BoxKey, BoxKeyAnswer, BoxKeyRefusal, Heard, Peer, Steering, ToControl, ToDataPlane, Welcome,
 };
 pub use server::{LinkListener, LinkPeer, Offer};
 pub use socket::LinkError;
@@ -40,6 +40,9 @@ pub const MESSAGE_LEN_MAX: usize = 2048;
 pub const PREFIXES_PER_MESSAGE: usize = 64;
 /// Bytes of a sentence that says why something is not there.
 pub const REASON_LEN_MAX: usize = 512;
+/// Bytes of a frame in [`Heard`]: pings and pongs have 124 and less; what proves that long frames pass
+/// comes when the host's firewall knows the flow.
+pub const HEARD_LEN_MAX: usize = 256;
 /// Bytes of an interface's name: `IFNAMSIZ` without the zero.
 pub const INTERFACE_LEN_MAX: usize = 15;
 /// Descriptors of a [`Welcome`]: maps, the UDP socket, detours of the slow thread and workers.

@@ -10,6 +10,8 @@ pub enum Count {
     StunUnmatched,
     GeneveUnused,
     NotOurs,
+    HeardTwice,
+    HeardForOthers,
     SendNoRoute,
     SendTooLong,
     SendRefused,
@@ -25,11 +27,13 @@ pub enum Count {
 
 impl Count {
     /// Each with its name and a sentence.
-    pub const ALL: [(Self, &'static str, &'static str); 15] = [
+    pub const ALL: [(Self, &'static str, &'static str); 17] = [
         (Self::IcmpErrors, "icmp_errors", "An earlier datagram was answered by an ICMP error."),
         (Self::StunUnmatched, "stun_unmatched", "STUN that answers no question of ours."),
         (Self::GeneveUnused, "geneve_unused", "A peer relay's message; none is in use."),
         (Self::NotOurs, "not_ours", "A datagram of no protocol that control speaks."),
+        (Self::HeardTwice, "heard_twice", "Disco past the firewall that came in as well."),
+        (Self::HeardForOthers, "heard_for_others", "Disco past the firewall, to another host."),
         (Self::SendNoRoute, "send_no_route", "The host has no route to a candidate."),
         (Self::SendTooLong, "send_too_long", "A frame that proves a length is too long here."),
         (Self::SendRefused, "send_refused", "The host's firewall refused to send."),

@@ -11,6 +11,7 @@ mod link;
 mod outputs;
 mod relayed;
 mod routers;
+mod twice;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -46,6 +47,7 @@ use connects::Connects;
 use detour::Inbound;
 use kinds::Kinds;
 use routers::Routers;
+use twice::Twice;
 
 /// Everything that control knows.
 pub struct Gateway {
@@ -74,6 +76,7 @@ pub struct Gateway {
     traffic_seen_at: Instant,
     /// The address of ours that a remote one spoke to.
     sources: HashMap<Pair, Source>,
+    twice: Twice,
     pub routers: Routers,
     inbound: Inbound,
     pub counters: Counters,
@@ -204,6 +207,7 @@ impl Gateway {
             traffic_at: None,
             traffic_seen_at: now,
             sources: HashMap::new(),
+            twice: Twice::default(),
             routers: Routers::new()?,
             inbound: Inbound::default(),
             counters: Counters::default(),

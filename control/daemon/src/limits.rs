@@ -30,6 +30,9 @@ pub const TRAFFIC_INTERVAL: Duration = Duration::from_millis(250);
 pub const RELAYED_LOOKS: u8 = 3;
 /// Remote addresses of which is kept which of ours they spoke to.
 pub const SOURCES_MAX: usize = 4096;
+/// Frames that are remembered, because they may come by another way, too: those of 50 ms (the data
+/// plane waits so long when they are many) at 1,000 peers with a ping and an answer each 400 ms.
+pub const TWICE_MAX: usize = 512;
 /// Datagrams, or runs, that one turn takes from one descriptor before the others get theirs.
 pub const TURN_MAX: usize = 64;
 /// Who may be connected to the operators' socket at a time.

@@ -140,16 +140,30 @@ const ROWS: &[Row] = &[
         wanted: Wanted::Direct,
         world: |l, i| with_port_mapping(l, World::apart(l, i, nats(Nat::HARD, Nat::HARD))?),
     },
-    // The host's firewall knows no flow from the port that the hard side comes from.
+    // The host's firewall knows no flow from the port that the hard side comes from: it is heard past
+    // the firewall, and our answer makes the flow known.
     Row {
         number: "12",
         a: "easy + PCP + host firewall",
+        b: "hard",
+        wanted: Wanted::Direct,
+        world: |l, i| {
+            let world = World::apart(l, i, nats(Nat::EASY, Nat::HARD))?;
+            world.hosts[0].firewall()?;
+            with_port_mapping(l, world)
+        },
+    },
+    Row {
+        number: "12",
+        a: "easy + PCP + host firewall, not to be passed",
         b: "hard",
         wanted: Wanted::Relay,
         world: |l, i| {
             let world = World::apart(l, i, nats(Nat::EASY, Nat::HARD))?;
             world.hosts[0].firewall()?;
-            with_port_mapping(l, world)
+            let mut world = with_port_mapping(l, world)?;
+            world.options[0].discovery += "past_firewall = \"off\"\n";
+            Ok(world)
         },
     },
     Row {

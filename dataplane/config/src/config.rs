@@ -253,6 +253,10 @@ impl Config {
             ("offload.tun_uso", old_offload.tun_uso != new_offload.tun_uso),
             ("offload.coalesce_tcp", old_offload.coalesce_tcp != new_offload.coalesce_tcp),
             ("offload.coalesce_udp", old_offload.coalesce_udp != new_offload.coalesce_udp),
+            (
+                "discovery.past_firewall",
+                running.discovery.past_firewall != self.discovery.past_firewall,
+            ),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
@@ -269,6 +273,7 @@ impl Config {
         config.interface.listen_port = running.interface.listen_port;
         config.dataplane = running.dataplane.clone();
         config.offload = running.offload;
+        config.discovery.past_firewall = running.discovery.past_firewall;
         config
     }
 }

@@ -1,4 +1,4 @@
-//! `[discovery]`: how the control process finds paths to peers. The data plane reads none of it.
+//! `[discovery]`: how the control process finds paths to peers. The data plane reads one key of it.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -23,6 +23,8 @@ pub struct Discovery {
     pub proxy_credentials_file: Option<PathBuf>,
     /// Whether routers are asked to open the port (PCP, NAT-PMP, UPnP).
     pub port_mapping: bool,
+    /// Whether disco is heard that the host's firewall drops. The data plane reads this.
+    pub past_firewall: bool,
     /// Public addresses of this gateway that nothing could find out, as behind a static forward.
     pub address: Vec<SocketAddr>,
 }
@@ -36,6 +38,7 @@ impl Default for Discovery {
             proxy: Proxy::default(),
             proxy_credentials_file: None,
             port_mapping: true,
+            past_firewall: true,
             address: Vec::new(),
         }
     }

@@ -136,6 +136,13 @@ pub const KEYS: &[Key] = &[
         "file that holds user:password for the proxy",
     ),
     key("discovery", "port_mapping", Live, "auto", "auto: routers are asked to open the port; off"),
+    key(
+        "discovery",
+        "past_firewall",
+        Restart,
+        "auto",
+        "auto: peers' disco is heard although the host's firewall drops it; off",
+    ),
     key("peer", "name", Live, "start of the key", "name in status and logs"),
     key("peer", "public_key", Live, "", "the peer's public key in base64"),
     key("peer", "preshared_key_file", Live, "none", "file that holds the preshared key in base64"),

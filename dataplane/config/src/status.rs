@@ -64,6 +64,8 @@ pub struct Control {
     pub connected_for_seconds: Option<u64>,
     /// Handshakes that it asked for after this data plane was started anew, by what became of them.
     pub connects: Connects,
+    /// Whether control hears disco that the host's firewall drops: "on", or "off" with the reason.
+    pub past_firewall: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -150,6 +152,14 @@ impl Status {
         if let Some(why) = dataplane.steering.strip_prefix("off: ") {
             warnings.push(format!("one worker only: {why}"));
         }
+        let unheard =
+            facts(&state.facts, "past_firewall").next().and_then(|f| f.strip_prefix("off: "));
+        // Without steering nothing is searched for, and that is said above.
+        if let Some(why) =
+            unheard.filter(|why| dataplane.steering == "on" && !why.contains("configuration"))
+        {
+            warnings.push(format!("peers are not heard past the host's firewall: {why}"));
+        }
         let switched_off = |o: &&Offload| !o.on && !o.reason.contains("configuration");
         for offload in dataplane.offloads.iter().filter(switched_off) {
             warnings.push(format!("{} was given up: {}", offload.name, offload.reason));
@@ -172,7 +182,10 @@ impl Status {
             listen_port: state.listen_port,
             fwmark: state.fwmark,
             dataplane,
-            control: Control::new(&fact("control"), &fact("connects"), unix_seconds),
+            control: Control {
+                past_firewall: fact("past_firewall"),
+                ..Control::new(&fact("control"), &fact("connects"), unix_seconds)
+            },
             peers: state.peers.iter().map(|peer| Peer::new(peer, unix_seconds)).collect(),
             drops: facts(&state.facts, "drop").filter_map(drop_count).collect(),
         }
@@ -199,8 +212,9 @@ impl Control {
                     .ok()
                     .map(|since: u64| unix_seconds.saturating_sub(since)),
                 connects,
+                ..Self::default()
             },
-            _ => Self { state: fact.to_owned(), connected_for_seconds: None, connects },
+            _ => Self { state: fact.to_owned(), connects, ..Self::default() },
         }
     }
 }
@@ -288,6 +302,7 @@ mod tests {
                 fact("xdp_fill_empty", "4"),
                 fact("control", "connected 1012"),
                 fact("connects", "3 2 1"),
+                fact("past_firewall", "on"),
             ],
             peers: vec![PeerState {
                 last_handshake: (1000, 5),
@@ -333,6 +348,10 @@ mod tests {
         state.facts[4].1 = "udp_gso off the kernel refused".into();
         assert_eq!(Status::new("mr0", &state, 0).health, Health::Degraded);
         state.facts[4].1 = "udp_gso off switched off in the configuration".into();
+        let heard = state.facts.iter().position(|(key, _)| key == "past_firewall").unwrap();
+        state.facts[heard].1 = "off: a packet socket could not be opened".into();
+        assert_eq!(Status::new("mr0", &state, 0).health, Health::Degraded);
+        state.facts[heard].1 = "off: the configuration says so".into();
         assert_eq!(Status::new("mr0", &state, 0).health, Health::Healthy);
         state.private_key = None;
         assert_eq!(Status::new("mr0", &state, 0).health, Health::Down);

@@ -56,6 +56,7 @@ impl Facts {
             Err(reason) => PortStatus::sockets(reason),
         };
         let kernel = KernelCounts::read(self);
+        kernel.drops.add(Drop::HeardTooFast, link.unheard());
         put("receive", port.receive.into());
         put("receive_reason", port.receive_reason);
         put("device", port.device);
@@ -82,6 +83,7 @@ impl Facts {
         }
         put("control", link.status());
         put("connects", link.connects.to_string());
+        put("past_firewall", link.past_firewall());
         for offload in self.offloads.iter() {
             let state = if offload.is_on() { "on" } else { "off" };
             put("offload", format!("{} {state} {}", offload.name, offload.reason()));

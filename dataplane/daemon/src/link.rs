@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::connects::Connects;
 use crate::io::detour::Counterparts;
+use crate::io::tap::Tap;
 use crate::io::udp::UdpSocket;
 use crate::link_file::LinkFile;
 use crate::observer::Observer;
@@ -35,8 +36,14 @@ const TURN_QUESTIONS: usize = 16;
 const TELL_PAUSE: Duration = Duration::from_millis(20);
 /// From a failure to let somebody in to the next try.
 const DEAF_PAUSE: Duration = Duration::from_secs(1);
+/// Frames past the firewall that are told at once, and the pause when they come faster than it: 640
+/// a second, and no more than 20 turns of this thread.
+const HEARD_PER_TURN: usize = 32;
+const HEARD_PAUSE: Duration = Duration::from_millis(50);
+/// More than the buffers hold; those over a turn's number are counted.
+const HEARD_READ_MAX: usize = 1024;
 /// Descriptors to poll, at most.
-pub const POLL_MAX: usize = 3;
+pub const POLL_MAX: usize = 5;
 
 /// Everything about control.
 pub struct Link {
@@ -54,6 +61,9 @@ pub struct Link {
     /// Nobody could be let in: we are out of descriptors, most likely, and they come back.
     deaf_until: Option<Instant>,
     pub connects: Connects,
+    /// When frames past the firewall were last taken, and until when they wait.
+    heard_at: Option<Instant>,
+    deaf_to_frames_until: Option<Instant>,
     /// The slow thread's.
     drops: Arc<DropCounters>,
 }
@@ -66,6 +76,8 @@ pub struct Tools {
     pub detours: Counterparts,
     pub workers: NonZeroU8,
     pub observer: Observer,
+    /// Or why disco that the host's firewall drops is not heard.
+    pub tap: Result<Tap, String>,
     /// Control's to write. We do so only while there is none, and only for slots without a peer.
     pub endpoints: LineWriter<abi::Endpoint>,
 }
@@ -106,6 +118,8 @@ impl Link {
             tell_at: None,
             deaf_until: None,
             connects: Connects::default(),
+            heard_at: None,
+            deaf_to_frames_until: None,
             drops,
         }
     }
@@ -119,13 +133,22 @@ impl Link {
             let out = if peer.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
             (peer.as_fd(), PollFlags::IN | out)
         });
-        file.into_iter().chain(peers).map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
+        let hears = self.client.is_some() && self.deaf_to_frames_until.is_none();
+        let taps = self.tap().filter(|_| hears).into_iter().flat_map(Tap::fds);
+        let taps = taps.map(|fd| (fd, PollFlags::IN));
+        let all = file.into_iter().chain(peers).chain(taps);
+        all.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
+    }
+
+    fn tap(&self) -> Option<&Tap> {
+        self.tools.as_ref().ok()?.tap.as_ref().ok()
     }
 
     /// When to call [`Self::keep_up`] even if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         let observer = self.tools.as_ref().ok().and_then(|tools| tools.observer.deadline());
-        [observer, self.tell_at, self.deaf_until].into_iter().flatten().min()
+        let others = [self.tell_at, self.deaf_until, self.deaf_to_frames_until];
+        others.into_iter().chain([observer]).flatten().min()
     }
 
     /// Peers, keys or numbers may have changed.
@@ -175,13 +198,37 @@ impl Link {
             }
         }
         if let Some(Err(error)) = self.client.as_mut().map(|client| client.peer.flush()) {
-            self.leave(&error);
+            return self.leave(&error);
         }
+        self.hear(clock.now);
+    }
+
+    /// Tells control of disco that the host's firewall may drop, in bounds.
+    fn hear(&mut self, now: Instant) {
+        let (Some(client), Some(tap)) = (&self.client, self.tap()) else { return };
+        if self.deaf_to_frames_until.is_some() {
+            return;
+        }
+        let room = if client.peer.wants_write() { 0 } else { HEARD_PER_TURN };
+        let mut all: Vec<_> = std::iter::from_fn(|| tap.receive()).take(HEARD_READ_MAX).collect();
+        if all.is_empty() {
+            return;
+        }
+        let too_many = all.len().saturating_sub(room);
+        self.drops.add(Drop::HeardTooFast, too_many as u64);
+        all.truncate(room);
+        if self.heard_at.replace(now).is_some_and(|at| now.since(at) < HEARD_PAUSE) {
+            self.deaf_to_frames_until = Some(now + HEARD_PAUSE);
+        }
+        all.into_iter().for_each(|heard| self.tell(ToControl::Heard(heard)));
     }
 
     /// Tells and writes what is due.
     pub fn keep_up(&mut self, device: &Device, place: &Place<'_>, now: Instant) {
         self.deaf_until.take_if(|until| *until <= now);
+        if self.deaf_to_frames_until.take_if(|until| *until <= now).is_some() {
+            self.hear(now);
+        }
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell_at = None;
             self.tell_changes(device, place);
@@ -201,6 +248,19 @@ impl Link {
             (.., Some(client)) => format!("connected {}", client.since.as_secs()),
             (.., None) => "absent".to_owned(),
         }
+    }
+
+    /// For `status`: "on", or "off" with the reason.
+    pub fn past_firewall(&self) -> String {
+        match &self.tools {
+            Ok(Tools { tap: Ok(_), .. }) => "on".to_owned(),
+            Ok(Tools { tap: Err(reason), .. }) | Err(reason) => format!("off: {reason}"),
+        }
+    }
+
+    /// Frames that the kernel dropped before we looked.
+    pub fn unheard(&self) -> u64 {
+        self.tap().map_or(0, Tap::kernel_drops)
     }
 
     /// Marks what control sends with our socket.
@@ -314,6 +374,14 @@ impl Tools {
     fn attend(&mut self, drops: &DropCounters) {
         self.detours.attend(drops);
         self.observer.start(clock::now());
+        if let Ok(tap) = &self.tap {
+            // What waits from before is of no use.
+            std::iter::from_fn(|| tap.receive()).take(HEARD_READ_MAX).for_each(drop);
+            if let Err(error) = tap.listen() {
+                tracing::error!(%error, "disco that the host's firewall drops is not heard");
+                self.tap = Err(format!("binding a packet socket failed: {error}"));
+            }
+        }
         self.discard_received(drops);
         let (family, socket): (_, BorrowedFd<'_>) = (self.family(), self.udp.as_fd());
         if let Err(error) = self.programs.sockets.set(family, SocketSlot::Control, socket) {

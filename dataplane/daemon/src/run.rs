@@ -30,6 +30,7 @@ use crate::io::detour::{self, Detour};
 use crate::io::icmp::IcmpSender;
 use crate::io::lane::{Lane, Mailbox};
 use crate::io::nexthop::NextHops;
+use crate::io::tap::Tap;
 use crate::io::tun::{TunOffloads, TunQueue};
 use crate::io::udp::{Receiver, UdpOptions, UdpSocket};
 use crate::io::xdp_port::{Port, PortOptions, foreign_program};
@@ -65,6 +66,8 @@ pub struct Options {
     /// Lines for `status` about what the configuration asked for and did not get.
     pub notes: Vec<String>,
     pub plane: millrace_config::config::Dataplane,
+    /// Control is told of disco that the host's firewall drops.
+    pub past_firewall: bool,
     /// Somebody wants to know whether all threads live.
     pub watchdog: bool,
 }
@@ -108,7 +111,9 @@ impl Dataplane {
         };
         let queues = TunQueue::open(&options.interface, options.cores.len())?;
         // From here on the name is ours.
-        let (tools, detours) = match control_tools(&steering, port, udp, options.cores.len()) {
+        let udp = UdpOptions { port, ..udp };
+        let tap = open_tap(options.past_firewall, port);
+        let (tools, detours) = match control_tools(&steering, udp, options.cores.len(), tap) {
             Ok((tools, detours)) => (Ok(tools), detours),
             Err(reason) => (Err(reason), Vec::new()),
         };
@@ -264,9 +269,9 @@ fn choose_aead(wanted: Aead) -> Result<(), Failure> {
 /// is nothing.
 fn control_tools(
     steering: &Steering,
-    port: u16,
     udp: UdpOptions,
     workers: usize,
+    tap: Result<Tap, String>,
 ) -> Result<(Tools, Vec<Detour>), String> {
     let programs = match steering {
         Steering::On(programs) => Arc::clone(programs),
@@ -275,12 +280,23 @@ fn control_tools(
     let workers = u8::try_from(workers).ok().and_then(NonZeroU8::new);
     let workers = workers.ok_or("there are too many workers")?;
     // The group is steered, so that it gets nothing before it is in its slot.
-    let udp = UdpSocket::bind(UdpOptions { port, ..udp }).map_err(|failure| failure.to_string())?;
+    let udp = UdpSocket::bind(udp).map_err(|failure| failure.to_string())?;
     let (ours, detours) = detour::pairs(1 + usize::from(workers.get()))
         .map_err(|error| format!("making a pair of sockets failed: {error}"))?;
     let observer = programs.observed().map(Observer::new).map_err(|error| error.to_string())?;
     let endpoints = programs.endpoints_writer().map_err(|error| error.to_string())?;
-    Ok((Tools { programs, udp, detours, workers, observer, endpoints }, ours))
+    Ok((Tools { programs, udp, detours, workers, observer, tap, endpoints }, ours))
+}
+
+/// Or why there is none. Now, because most privileges are about to go.
+fn open_tap(wanted: bool, port: u16) -> Result<Tap, String> {
+    if !wanted {
+        return Err("the configuration says so".to_owned());
+    }
+    Tap::open(port).map_err(|error| {
+        tracing::warn!(%error, "disco that the host's firewall drops is not heard");
+        format!("a packet socket could not be opened: {error}")
+    })
 }
 
 /// Starts the thread that runs AF_XDP, with a lane for each worker; or says why there is none.

@@ -243,6 +243,7 @@ fn options(config: &Config) -> Result<Options, Failure> {
         timestamps: Some(directory.join(format!("{}.timestamp", interface.name))),
         notes: config.notes.clone(),
         plane: config.dataplane.clone(),
+        past_firewall: config.discovery.past_firewall,
         watchdog: watchdog_limit().is_some(),
     })
 }

@@ -551,3 +551,64 @@ fn a_packet_from_the_discard_prefix_becomes_no_detour() {
     assert_eq!(b.peers().unwrap().len(), 1);
     world.finish();
 }
+
+/// What the host's firewall drops is heard if it is short disco to the port, and nothing else is.
+#[test]
+fn disco_is_heard_past_the_host_s_firewall_within_bounds() {
+    let world = world([true; 2]);
+    let (a, site) = (&world.tunnel.a, &world.site);
+    let rules = "table inet deaf {\nchain input {\ntype filter hook input priority 0;\n\
+                 udp dport { 51820, 51821 } drop\n}\n}\n";
+    site.a.gateway.exec_with_input("nft -f -", rules).unwrap();
+    assert_eq!(fact(a, "past_firewall").as_deref(), Some("on"));
+    let mut control = Control::connect(a);
+    let mut almost = disco_shaped(7);
+    almost[5] ^= 1;
+    let mut long = disco_shaped(8);
+    long.resize(400, 8);
+    for (own, theirs) in [
+        (IpAddr::from(site.a.wan_v4), IpAddr::from(site.b.wan_v4)),
+        (site.a.wan_v6.into(), site.b.wan_v6.into()),
+    ] {
+        let outside = udp_in(&site.b.gateway, theirs);
+        let to = SocketAddr::new(own, 51820);
+        for (frame, port) in [(&almost, 51820), (&long, 51820), (&disco_shaped(9), 51821)] {
+            outside.send_to(frame, SocketAddr::new(own, port)).unwrap();
+        }
+        outside.send_to(&disco_shaped(1), to).unwrap();
+        control.wait("a frame", |control| {
+            control.others.iter().any(|other| matches!(other, ToControl::Heard(_)))
+        });
+        let from = outside.local_addr().unwrap();
+        let heard = control.others.iter().position(|other| matches!(other, ToControl::Heard(_)));
+        let ToControl::Heard(heard) = control.others.swap_remove(heard.unwrap()) else { panic!() };
+        assert_eq!((heard.from, heard.to, &*heard.frame), (from, to, &*disco_shaped(1)));
+        assert_ne!(heard.ifindex, 0);
+    }
+    let mut nothing = [0; 2048];
+    assert!(control.udp.recv(&mut nothing).is_err(), "the firewall drops it");
+
+    // Faster than it may be: counted, and those of a turn are told.
+    let outside = udp_in(&site.b.gateway, site.b.wan_v4);
+    let port = SocketAddr::new(site.a.wan_v4.into(), 51820);
+    let mut sent = 0_u64;
+    wait_for("a drop by name", LIMIT, || {
+        (0..500).for_each(|_| _ = outside.send_to(&disco_shaped(2), port));
+        sent += 500;
+        (drop_count(a, "heard_too_fast") > 0).then_some(())
+    })
+    .unwrap();
+    let mut heard = 0;
+    control.wait("all frames, told or counted", |control| {
+        control.others.retain(|other| {
+            let is = matches!(other, ToControl::Heard(_));
+            heard += u64::from(is);
+            !is
+        });
+        heard + drop_count(a, "heard_too_fast") == sent
+    });
+    assert!(heard >= 32, "{heard} of {sent}");
+    assert_eq!(drop_count(a, "control_absent"), 0);
+    drop(control);
+    world.finish();
+}

@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use super::wire::{Reader, Writer};
-use super::{INTERFACE_LEN_MAX, PREFIXES_PER_MESSAGE, PublicKey, REASON_LEN_MAX, VERSION};
+use super::{
+    HEARD_LEN_MAX, INTERFACE_LEN_MAX, PREFIXES_PER_MESSAGE, PublicKey, REASON_LEN_MAX, VERSION,
+};
 
 /// First word of [`ToDataPlane::Hello`], which every version understands.
 const HELLO_MAGIC: u32 = 0x6b6c_726d;
@@ -65,6 +67,20 @@ pub enum ToControl {
     Active {
         slot: u32,
     },
+    /// A frame for control that came in, whether or not the host's firewall lets it through. If it
+    /// does, control gets it by its socket as well.
+    Heard(Heard),
+}
+
+/// Disco to the port, as it was seen on a network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub from: SocketAddr,
+    /// Perhaps not one of our addresses: a gateway also sees what it forwards.
+    pub to: SocketAddr,
+    pub ifindex: u32,
+    /// The UDP payload; at most [`HEARD_LEN_MAX`] bytes.
+    pub frame: Vec<u8>,
 }
 
 /// What does not change while a data plane runs, and the rest as it is now.
@@ -199,6 +215,7 @@ impl ToControl {
             Self::Mtu { mtu } => to.u8(136).u16(*mtu),
             Self::Fwmark { mark } => to.u8(137).u32(*mark),
             Self::Active { slot } => to.u8(138).u32(*slot),
+            Self::Heard(heard) => heard.encode(&mut to),
         };
         to.finish()
     }
@@ -226,6 +243,7 @@ impl ToControl {
             136 => Self::Mtu { mtu: from.u16()? },
             137 => Self::Fwmark { mark: from.u32()? },
             138 => Self::Active { slot: from.u32()? },
+            139 => Self::Heard(Heard::parse(&mut from)?),
             value => return Err(MessageError::Kind { value }),
         };
         from.finish(message)
@@ -305,6 +323,22 @@ impl Peer {
             keepalive_s: from.u16()?,
             allowed_ips: from.prefixes()?,
         })
+    }
+}
+
+impl Heard {
+    fn encode<'w>(&self, to: &'w mut Writer) -> &'w mut Writer {
+        let frame = &self.frame[..self.frame.len().min(HEARD_LEN_MAX)];
+        to.u8(139).address(Some(self.from)).address(Some(self.to)).u32(self.ifindex);
+        to.u16(frame.len() as u16).bytes(frame)
+    }
+
+    fn parse(from: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let mut address =
+            || from.address()?.ok_or(MessageError::Field { field: "address of a frame" });
+        let (source, target) = (address()?, address()?);
+        let (ifindex, frame) = (from.u32()?, from.sized(HEARD_LEN_MAX)?.to_vec());
+        Ok(Self { from: source, to: target, ifindex, frame })
     }
 }
 
@@ -393,6 +427,11 @@ mod tests {
             any::<u16>().prop_map(|mtu| ToControl::Mtu { mtu }),
             any::<u32>().prop_map(|mark| ToControl::Fwmark { mark }),
             any::<u32>().prop_map(|slot| ToControl::Active { slot }),
+            (endpoint(), endpoint(), any::<u32>(), any::<[u8; HEARD_LEN_MAX]>(), 0..=HEARD_LEN_MAX)
+                .prop_filter_map("an address", |(from, to, ifindex, bytes, len)| {
+                    let (from, to, frame) = (from?, to?, bytes[..len].to_vec());
+                    Some(ToControl::Heard(Heard { from, to, ifindex, frame }))
+                }),
         ]
     }
 

@@ -83,7 +83,7 @@ impl Writer {
 /// What is still to be read of a message.
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], MessageError> {
         let (array, rest) = self.0.split_first_chunk().ok_or(MessageError::Short)?;
         self.0 = rest;
@@ -108,14 +108,19 @@ impl Reader<'_> {
     }
 
     pub(super) fn text(&mut self, max: usize) -> Result<String, MessageError> {
+        let text = std::str::from_utf8(self.sized(max)?);
+        text.map(str::to_owned).map_err(|_| MessageError::Field { field: "text" })
+    }
+
+    /// Bytes after their number.
+    pub(super) fn sized(&mut self, max: usize) -> Result<&'a [u8], MessageError> {
         let len = usize::from(self.u16()?);
         if len > max {
-            return Err(MessageError::Field { field: "length of a text" });
+            return Err(MessageError::Field { field: "length" });
         }
-        let (text, rest) = self.0.split_at_checked(len).ok_or(MessageError::Short)?;
+        let (bytes, rest) = self.0.split_at_checked(len).ok_or(MessageError::Short)?;
         self.0 = rest;
-        let text = std::str::from_utf8(text);
-        text.map(str::to_owned).map_err(|_| MessageError::Field { field: "text" })
+        Ok(bytes)
     }
 
     pub(super) fn address(&mut self) -> Result<Option<SocketAddr>, MessageError> {

@@ -130,6 +130,7 @@ impl Gateway {
                     tracing::error!(%error, "no more descriptors for relays");
                 }
             }
+            ToControl::Heard(heard) => self.heard(now, heard),
             ToControl::Active { slot } => {
                 self.traffic_at.get_or_insert(now + TRAFFIC_INTERVAL);
                 self.traffic_seen_at = now;

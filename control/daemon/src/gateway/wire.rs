@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use millrace_ebpf::class::{Class, classify};
+use millrace_ebpf::link::Heard;
 use millrace_path::Instant;
 use millrace_path::finder::Input;
 use millrace_path::path::{Pair, UplinkId};
@@ -10,6 +11,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 
 use super::Gateway;
+use super::twice::Way;
 use crate::counters::Count;
 use crate::limits::{SOURCES_MAX, TURN_MAX};
 use crate::udp::Source;
@@ -35,14 +37,35 @@ impl Gateway {
                     continue;
                 }
             };
-            self.datagram(now, from, to, &mut buffer[..len]);
+            self.datagram(now, Way::Socket, from, to, &mut buffer[..len]);
         }
         self.buffer = buffer;
     }
 
-    fn datagram(&mut self, now: Instant, from: SocketAddr, to: Source, bytes: &mut [u8]) {
+    /// A frame that the data plane saw before the host's firewall did.
+    pub(super) fn heard(&mut self, now: Instant, heard: Heard) {
+        let Heard { from, to, ifindex, mut frame } = heard;
+        // Packets that the host only forwards are seen there, too.
+        if !self.network.addresses.iter().any(|own| own.ip == to.ip()) {
+            self.counters.add(Count::HeardForOthers, 1);
+            return;
+        }
+        let to = Source { ip: Some(to.ip()), ifindex };
+        self.datagram(now, Way::PastFirewall, from, to, &mut frame);
+    }
+
+    fn datagram(&mut self, now: Instant, way: Way, from: SocketAddr, to: Source, bytes: &mut [u8]) {
+        let class = classify(bytes);
+        if class == Class::Disco && self.twice.was_taken(way, from, bytes) {
+            self.counters.add(Count::HeardTwice, 1);
+            return;
+        }
         let from = self.real_address(from);
-        match classify(bytes) {
+        match class {
+            // Of all else the firewall decides.
+            _ if way == Way::PastFirewall && class != Class::Disco => {
+                self.counters.add(Count::NotOurs, 1);
+            }
             Class::Disco => {
                 let pair = Pair { uplink: self.uplink(from, to), remote: from };
                 self.disco(now, pair, to, bytes);

@@ -328,6 +328,7 @@ prop_compose! {
         ],
         credentials in prop::option::of("/[ -~]{0,20}"),
         port_mapping: bool,
+        past_firewall: bool,
     ) -> Discovery {
         let with_port = |a: &std::net::SocketAddr| a.port() != 0;
         // A scope is no part of an address elsewhere.
@@ -344,6 +345,7 @@ prop_compose! {
             proxy,
             proxy_credentials_file: credentials.map(Into::into),
             port_mapping,
+            past_firewall,
             address: address.into_iter().collect(),
         }
     }

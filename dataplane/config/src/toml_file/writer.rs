@@ -86,6 +86,9 @@ pub(super) fn discovery(out: &mut String, discovery: &Discovery) {
     if !discovery.port_mapping {
         line(out, format_args!("port_mapping = \"off\""));
     }
+    if !discovery.past_firewall {
+        line(out, format_args!("past_firewall = \"off\""));
+    }
 }
 
 /// Those of which nothing is pinned as URLs, on one line if all are.

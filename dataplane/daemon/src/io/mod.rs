@@ -10,6 +10,7 @@ pub mod nexthop;
 pub mod port_status;
 mod ring;
 pub mod sender_rest;
+pub mod tap;
 pub mod tun;
 pub mod udp;
 pub mod umem;

@@ -147,21 +147,7 @@ impl UdpSocket {
     /// Packets that the kernel dropped before we could receive them: no room in the buffer, or a
     /// wrong checksum. A run of datagrams may count as one.
     pub fn kernel_drops(&self) -> io::Result<u64> {
-        /// `SK_MEMINFO_VARS` numbers of `linux/sock_diag.h`, the last of which is the drops.
-        const NUMBERS: usize = 9;
-        let mut numbers = [0_u32; NUMBERS];
-        let mut len = size_of_val(&numbers) as libc::socklen_t;
-        // SAFETY: the kernel writes at most `len` bytes into the array, and any bytes are numbers.
-        let done = unsafe {
-            libc::getsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MEMINFO,
-                numbers.as_mut_ptr().cast(),
-                &raw mut len,
-            )
-        };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(numbers[NUMBERS - 1].into()) }
+        kernel_drops(self.socket.as_fd())
     }
 
     /// Throws away what waits to be received, and says how many datagrams that were.
@@ -281,6 +267,25 @@ fn bind_alone(port: u16) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the kernel dropped at a socket because its buffer was full.
+pub(super) fn kernel_drops(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `SK_MEMINFO_VARS` numbers of `linux/sock_diag.h`, the last of which is the drops.
+    const NUMBERS: usize = 9;
+    let mut numbers = [0_u32; NUMBERS];
+    let mut len = size_of_val(&numbers) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into the array, and any bytes are numbers.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            numbers.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(numbers[NUMBERS - 1].into()) }
 }
 
 impl AsFd for UdpSocket {

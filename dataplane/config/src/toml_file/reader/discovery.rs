@@ -33,6 +33,7 @@ impl Reader<'_> {
         self.proxy(section, discovery);
         let words = [("auto", true), ("off", false)];
         discovery.port_mapping = self.word(section, "port_mapping", &words).unwrap_or(true);
+        discovery.past_firewall = self.word(section, "past_firewall", &words).unwrap_or(true);
     }
 
     fn relays(&mut self, section: &Section<'_>) -> Vec<Relay> {
