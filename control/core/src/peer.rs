@@ -493,6 +493,7 @@ impl Peer {
     /// What we know of our own NAT changed: the peer is told, and no path is the worse for it.
     pub(crate) fn own_nat_changed(&mut self, now: Instant) {
         self.freshness.outdated();
+        self.changed = self.disco.is_some();
         let at = now + NAT_NEWS_DELAY;
         self.introduce_at = Some(self.introduce_at.map_or(at, |planned| planned.min(at)));
     }
