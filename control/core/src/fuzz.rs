@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use crate::candidate::{Candidate, CandidateKind};
 use crate::derp::cut::{Cutter, frames};
 use crate::derp::frame::Frame;
+use crate::derp::{ClientInfo, HEADER_LEN, KEY_LEN, ServerInfo};
 use crate::disco::{self, Envelope, Message};
 use crate::finder::{Config, Finder, Input, Network, Uplink, only_uplink};
 use crate::introduce::{self, Introduction};
@@ -20,7 +21,7 @@ use crate::nat::Nat;
 use crate::netcheck;
 use crate::output::{Output, Transmit};
 use crate::path::{Pair, UplinkId};
-use crate::sealed::{BoxKey, PublicKey, SecretKey};
+use crate::sealed::{BoxKey, NONCE_LEN, PublicKey, SecretKey, TAG_LEN};
 use crate::stun;
 use crate::time::Instant;
 use crate::transaction::TransactionId;
@@ -149,9 +150,11 @@ pub fn disco(input: &[u8]) {
 /// Any bytes as what a relay or a client sends, cut at the place that the first byte says.
 ///
 /// Must hold: what is cut in one piece and what is cut in two are the same frames, and a frame that
-/// parses prints to bytes that parse to it.
+/// parses prints to bytes that parse to it. The same bytes as the content of both sides' logins, from
+/// somebody who has the key: what opens is written and opened again as the same.
 pub fn derp(bytes: &[u8]) {
     let Some((&at, stream)) = bytes.split_first() else { return };
+    derp_login(stream);
     let at = usize::from(at).min(stream.len());
     let whole = frames(&mut Cutter::default(), &mut { stream });
     let mut cutter = Cutter::default();
@@ -171,6 +174,24 @@ pub fn derp(bytes: &[u8]) {
         let again = Cutter::default().next(&mut printed.as_slice()).ok().flatten();
         let again = again.and_then(|raw| Frame::parse(raw.kind, raw.payload).ok());
         assert_eq!(again.as_ref(), Some(&frame), "printed: {printed:02x?}");
+    }
+}
+
+fn derp_login(content: &[u8]) {
+    let (key, nonce) = (BoxKey::from_bytes([1; 32]), [2; 24]);
+    let mut sealed = [&[0; TAG_LEN], content].concat();
+    key.seal(&nonce, &mut sealed);
+    let mut printed = Vec::new();
+    if let Ok(info) = ClientInfo::open(&key, &nonce, &sealed) {
+        info.write(PublicKey([3; 32]), &key, nonce, &mut printed);
+        let sealed = &printed[HEADER_LEN + KEY_LEN + NONCE_LEN..];
+        assert_eq!(ClientInfo::open(&key, &nonce, sealed).as_ref(), Ok(&info));
+        printed.clear();
+    }
+    if let Ok(info) = ServerInfo::open(&key, &nonce, &sealed) {
+        info.write(&key, nonce, &mut printed);
+        let sealed = &printed[HEADER_LEN + NONCE_LEN..];
+        assert_eq!(ServerInfo::open(&key, &nonce, sealed).as_ref(), Ok(&info));
     }
 }
 
