@@ -69,6 +69,14 @@ pub struct Candidate {
     pub address: SocketAddr,
 }
 
+impl Candidate {
+    /// Of one of ours: an address that is ours, unless it is a guess, which may be another's behind
+    /// the same NAT.
+    pub fn own_address(&self) -> Option<SocketAddr> {
+        (self.kind != CandidateKind::ReflexiveLocalPort).then_some(self.address)
+    }
+}
+
 /// Why an address is never sent anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NeverProbed {

@@ -141,7 +141,8 @@ pub(crate) struct Peer {
     pongs: Budget,
     /// The peer has an introduction of this process: it answered one, or wrote to our disco key.
     heard: bool,
-    /// What we have to say changed since, and the peer did not confirm that it has the news.
+    /// What we have to say changed, or the peer was away: it did not confirm since that it has the
+    /// news.
     changed: bool,
     /// The peer asked for our next introduction, and takes it as an answer.
     owes_answer: bool,
@@ -334,7 +335,7 @@ impl Peer {
         {
             self.use_path(context, pair, Why::PeerGone);
             // Until it answers: it may be back soon, and wait at the same path as we do.
-            self.heard = false;
+            self.changed = self.disco.is_some();
             self.introduce_gap = INTRODUCE_INTERVAL_MIN;
             self.introduce_at = Some(context.now + INTRODUCE_INTERVAL_MIN);
         }

@@ -299,7 +299,7 @@ impl Gateway {
         let network = finder::Network {
             home: home.unwrap_or_default(),
             addresses: OwnAddresses {
-                sockets: candidates.iter().map(|candidate| candidate.address).collect(),
+                sockets: candidates.iter().filter_map(Candidate::own_address).collect(),
                 tunnels: self.tunnels(),
             },
             candidates,
@@ -326,10 +326,11 @@ impl Gateway {
         let is_hard = self.nat().is_hard() == Some(true);
         for address in &self.seen.addresses {
             add(CandidateKind::Reflexive, *address);
-            if is_hard {
-                let kept = SocketAddr::new(address.ip(), port);
-                add(CandidateKind::ReflexiveLocalPort, kept);
-            }
+        }
+        // What was seen is no guess.
+        for address in self.seen.addresses.iter().filter(|_| is_hard) {
+            let kept = SocketAddr::new(address.ip(), port);
+            add(CandidateKind::ReflexiveLocalPort, kept);
         }
         candidates
     }

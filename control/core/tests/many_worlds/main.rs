@@ -16,11 +16,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use millrace_path::Why;
+use millrace_path::limits::FULL_FRAME_AGAIN;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use places::Place;
 use sim::World;
+use sim::gateway::Gateway;
 use sim::sabotage::Sabotage;
 use troubles::TROUBLES;
 
@@ -188,6 +191,10 @@ impl Story {
         }
         // The last search may be on its way still.
         self.world.run_for(Duration::from_secs(20));
+        if self.troubles.contains(&"narrow") {
+            // And each path is asked once more for full frames.
+            self.world.run_for(FULL_FRAME_AGAIN * 2);
+        }
         self.stay();
         self.world.assert_held();
         assert_eq!(self.world.land(), 0, "a packet with its own source as destination");
@@ -233,7 +240,10 @@ impl Story {
     fn stay(&mut self) {
         let state = |world: &World| {
             let gateways = world.gateways.iter();
-            gateways.map(|it| (it.routes.len(), it.probes_sent, it.relay_sent)).collect::<Vec<_>>()
+            // Which frames a path carries may be found out again; it is the same path.
+            let moves =
+                |it: &Gateway| it.routes.iter().filter(|(_, _, why)| *why != Why::FrameLen).count();
+            gateways.map(|it| (moves(it), it.probes_sent, it.relay_sent)).collect::<Vec<_>>()
         };
         // Now and then for longer than anything is remembered.
         let time = if self.dice.random_bool(0.2) { 400 } else { 120 };

@@ -39,12 +39,14 @@ impl World {
         }
         for address in &gateway.seen.addresses {
             add(CandidateKind::Reflexive, *address);
-            if gateway.seen.varies == Some(true) {
+        }
+        if gateway.seen.varies == Some(true) {
+            for address in &gateway.seen.addresses {
                 let kept = SocketAddr::new(address.ip(), gateway.legs[0].socket.port());
                 add(CandidateKind::ReflexiveLocalPort, kept);
             }
         }
-        let sockets = candidates.iter().map(|candidate| candidate.address).collect();
+        let sockets = candidates.iter().filter_map(Candidate::own_address).collect();
         candidates.extend(&gateway.bogus);
         let uplink =
             |(at, leg): (usize, &Leg)| Uplink { id: UplinkId(at as u16), ipv6: leg.is_ipv6() };
