@@ -141,6 +141,8 @@ struct BoxRequests {
 enum For {
     Peer(PublicKey),
     Relay(PublicKey),
+    /// Nobody's: a secret of our own that no restart changes.
+    PortMapping,
 }
 
 impl Peer {

@@ -6,7 +6,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use millrace_lab::gateway::own_program;
-use millrace_lab::nat::{Fault, Filtering, Internet, Mapping, Nat, RouterOptions};
+use millrace_lab::nat::{Fault, Filtering, Internet, Mapping, Nat, PortMapping, RouterOptions};
 use millrace_lab::{Connection, Lab, Node, NodeOptions, Pair, Relay, wait_for};
 use serde_json::Value;
 
@@ -189,4 +189,31 @@ fn a_path_for_shorter_packets_is_used_for_them() {
     let path = a.status().unwrap()["paths"]["peers"][0].clone();
     assert_eq!(path["path"], "direct", "{path}");
     assert_eq!(flow.finish().all().lost, 0);
+}
+
+/// A PCP router lets only who knows the nonce renew a mapping, and control keeps no file: killed, it
+/// must come back with the same.
+#[test]
+fn a_control_that_is_killed_renews_what_its_router_opened() {
+    let lab = Lab::new().unwrap();
+    let internet = Internet::new(&lab).unwrap();
+    let relay = Relay::start(&lab, &internet).unwrap();
+    let router = |name: &str| internet.router(&lab, name, RouterOptions::default()).unwrap();
+    let routers = [router("ra"), router("rb")];
+    let _miniupnpd = routers[0].start_port_mapping(&lab, PortMapping::All).unwrap();
+    let hosts = [routers[0].host(&lab, "a").unwrap(), routers[1].host(&lab, "b").unwrap()];
+    let asks = NodeOptions { discovery: String::new(), ..NodeOptions::default() };
+    let mut pair = Pair::start(&lab, &relay, hosts, [asks, NodeOptions::default()], 0).unwrap();
+    let mapped = |pair: &Pair| {
+        let mapped = || {
+            let mapped = pair.nodes[0].paths().ok()?["nat"]["port_mapping"].clone();
+            mapped.as_str().map(str::to_owned)
+        };
+        wait_for("an open port", LIMIT, mapped).unwrap()
+    };
+    let first = mapped(&pair);
+    assert!(first.starts_with("Pcp "), "{first}");
+    pair.nodes[0].kill_control();
+    pair.nodes[0].start_control(&lab).unwrap();
+    assert_eq!(mapped(&pair), first);
 }

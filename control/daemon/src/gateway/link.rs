@@ -7,6 +7,7 @@ use millrace_path::output::{Route, Why};
 use millrace_path::path::{Pair, UplinkId};
 use millrace_path::sealed::{BoxKey, PublicKey};
 
+use super::routers::SECRET_POINT;
 use super::{Change, For, Gateway, Peer};
 use crate::endpoint_line;
 use crate::limits::{CONNECT_AGAIN, TRAFFIC_INTERVAL};
@@ -74,6 +75,8 @@ impl Gateway {
         if !same || self.finder.is_none() {
             self.kinds.forget(now);
             self.new_key(now);
+        } else if !self.routers.has_secret() {
+            self.want_box_key(For::PortMapping);
         }
         self.reflexive.ask(now);
         self.look_at_routers(now);
@@ -88,6 +91,8 @@ impl Gateway {
             tracing::error!(%error, "no more descriptors for relays");
         }
         self.restart_finder(now);
+        self.routers.close();
+        self.want_box_key(For::PortMapping);
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
             self.want_box_key(For::Peer(key));
         }
@@ -221,6 +226,7 @@ impl Gateway {
             let wanted = requests.waiting.get(&request);
             let key = wanted.map(|wanted| match wanted {
                 For::Peer(key) | For::Relay(key) => LinkKey(key.0),
+                For::PortMapping => LinkKey(SECRET_POINT),
             });
             if let Some(key) = key
                 && !matches!(plane.link.want_box_key(request, key), Ok(true))
@@ -233,8 +239,17 @@ impl Gateway {
 
     fn box_key(&mut self, now: Instant, answer: BoxKeyAnswer) {
         let Some(wanted) = self.box_requests.waiting.remove(&answer.request) else { return };
+        if let For::PortMapping = wanted {
+            match answer.key {
+                Ok(key) => self.routers.set_secret(key.0),
+                Err(refusal) => tracing::info!("no ports are asked for: {refusal}"),
+            }
+            self.look_at_routers(now);
+            return;
+        }
         let key = answer.key.map(|key| BoxKey::from_bytes(*key.0));
         match (wanted, key) {
+            (For::PortMapping, _) => {}
             (For::Peer(peer), Ok(key)) => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
                     peer.box_key = Some(key);

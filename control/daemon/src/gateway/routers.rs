@@ -4,16 +4,23 @@
 use std::io;
 use std::net::SocketAddr;
 
+use blake2::{Blake2s256, Digest};
 use millrace_path::Instant;
 use millrace_path::limits::MAPPING_LIFETIME;
 use millrace_path::portmap::pcp::Nonce;
 use millrace_path::portmap::{self, Mapped, Router};
 use millrace_path::{nat64, path::UplinkId};
 
+use zeroize::Zeroizing;
+
 use super::Gateway;
 use crate::nat64_driver::Nat64Driver;
 use crate::network::Way;
 use crate::portmap_driver::PortmapDriver;
+
+/// The "public key" whose box key with ours is the secret that PCP nonces are made of: no private
+/// key of it is known to anybody, so only we have the secret, and after every restart the same.
+pub(super) const SECRET_POINT: [u8; 32] = *b"millrace, PCP nonces, version 1.";
 
 /// The drivers, and what they found.
 pub struct Routers {
@@ -23,12 +30,13 @@ pub struct Routers {
     pub nat64: Nat64Driver,
     /// The port that the mappers open.
     port: u16,
+    secret: Option<Zeroizing<[u8; 32]>>,
 }
 
 impl Routers {
     pub(super) fn new() -> io::Result<Self> {
         let nat64 = Nat64Driver::new()?;
-        Ok(Self { mappers: Vec::new(), mapped: Vec::new(), nat64, port: 0 })
+        Ok(Self { mappers: Vec::new(), mapped: Vec::new(), nat64, port: 0, secret: None })
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -36,8 +44,26 @@ impl Routers {
         mappers.chain(self.nat64.deadline()).min()
     }
 
+    pub(super) fn has_secret(&self) -> bool {
+        self.secret.is_some()
+    }
+
+    pub(super) fn set_secret(&mut self, secret: Zeroizing<[u8; 32]>) {
+        self.secret = Some(secret);
+    }
+
+    /// The same for a port after every restart: a PCP router lets only who knows it renew a mapping
+    /// or take it back (RFC 6887 section 11.3).
+    fn nonce(&self, port: u16, ipv6: bool) -> Option<Nonce> {
+        let hash = Blake2s256::new()
+            .chain_update(self.secret.as_deref()?)
+            .chain_update(port.to_be_bytes())
+            .chain_update([ipv6.into()]);
+        hash.finalize().first_chunk().copied().map(Nonce)
+    }
+
     /// Gives all ports back, in a second at most each.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.mappers.drain(..).for_each(PortmapDriver::finish);
         self.mapped.clear();
     }
@@ -53,13 +79,14 @@ impl Gateway {
         }
         if wanted && self.routers.mappers.is_empty() {
             let (internal_port, lifetime) = (port, MAPPING_LIFETIME);
-            let new = || {
-                let nonce = Nonce(rand::random());
-                PortmapDriver::new(portmap::Config { internal_port, lifetime, nonce })
-            };
-            match (new(), new()) {
-                (Ok(v4), Ok(v6)) => self.routers.mappers = vec![v4, v6],
-                (Err(error), _) | (_, Err(error)) => {
+            // None before the data plane has answered: then comes the next look.
+            let nonces = [false, true].map(|ipv6| self.routers.nonce(port, ipv6));
+            let new =
+                |nonce| PortmapDriver::new(portmap::Config { internal_port, lifetime, nonce });
+            match nonces.into_iter().flatten().map(new).collect() {
+                Ok(mappers) => self.routers.mappers = mappers,
+                Err(error) => {
+                    let error: io::Error = error;
                     tracing::error!(%error, "no ports can be asked for at the router");
                 }
             }
