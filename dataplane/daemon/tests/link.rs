@@ -383,6 +383,11 @@ fn a_tunnel_lives_by_detours_alone() {
     // control sees the end, the port is still taken.
     let runs = shuttle.finish();
     assert!(runs.into_iter().all(|runs| runs > 100), "{runs:?}");
+    // Without a tunnel its routes are gone, too: what connections of before still say must not leave
+    // in the clear by the default route.
+    for gateway in [&world.site.a.gateway, &world.site.b.gateway] {
+        gateway.ip(["route add blackhole 10.0.0.0/8", "route add blackhole fd00::/8"]).unwrap();
+    }
     let [a, b] = controls;
     let end = thread::spawn(move || b.client_end());
     world.tunnel.b.restart().unwrap();
