@@ -45,6 +45,9 @@ pub enum Message {
         transaction: TransactionId,
         /// Where the ping came from, as its receiver saw it.
         source: SocketAddr,
+        /// How long ago the pong's sender last received an authenticated packet of the tunnel from
+        /// the other, in ms; None if it does not know. Ours: Tailscale neither sends nor reads it.
+        received_age_ms: Option<u32>,
     },
     /// Through the relay only: asks the receiver to ping all of these addresses now.
     CallMeMaybe { addresses: Vec<SocketAddr> },
@@ -114,7 +117,7 @@ impl Message {
         let (kind, version) = (*kind, *version);
         let parsed = match kind {
             kind::PING => Self::parse_ping(body),
-            kind::PONG => Self::parse_pong(body),
+            kind::PONG => Self::parse_pong(version, body),
             // Its list has no length of its own: of another version it may be anything.
             kind::CALL_ME_MAYBE if version == VERSION => Some(Self::parse_call_me_maybe(body)),
             _ => Some(Self::Unknown { kind, version }),
@@ -135,10 +138,13 @@ impl Message {
         })
     }
 
-    fn parse_pong(body: &[u8]) -> Option<Self> {
+    fn parse_pong(version: u8, body: &[u8]) -> Option<Self> {
         let (transaction, rest) = body.split_first_chunk()?;
-        let source = wire_address::from_bytes(rest.first_chunk()?);
-        Some(Self::Pong { transaction: TransactionId(*transaction), source })
+        let (source, rest) = rest.split_first_chunk()?;
+        let source = wire_address::from_bytes(source);
+        let age = rest.first_chunk().filter(|_| version == VERSION);
+        let received_age_ms = age.map(|age| u32::from_be_bytes(*age));
+        Some(Self::Pong { transaction: TransactionId(*transaction), source, received_age_ms })
     }
 
     fn parse_call_me_maybe(body: &[u8]) -> Self {
@@ -157,10 +163,11 @@ impl Message {
                 content.extend(node_key.iter().flat_map(|key| key.0));
                 content.resize(content.len() + padding.min(&DATAGRAM_LEN_MAX), 0);
             }
-            Self::Pong { transaction, source } => {
+            Self::Pong { transaction, source, received_age_ms } => {
                 content.extend([kind::PONG, VERSION]);
                 content.extend(transaction.0);
                 content.extend(wire_address::to_bytes(*source));
+                content.extend(received_age_ms.iter().flat_map(|age| age.to_be_bytes()));
             }
             Self::CallMeMaybe { addresses } => {
                 content.extend([kind::CALL_ME_MAYBE, VERSION]);
@@ -201,6 +208,7 @@ mod tests {
         let pong = |source: &str| Message::Pong {
             transaction: TRANSACTION,
             source: source.parse().unwrap(),
+            received_age_ms: None,
         };
         let key = "00 01 02 00 00 00 00 00 00 00 00 00 00 00 00 00
                    00 00 00 00 00 00 00 00 00 00 00 00 00 00 1e 1f";
@@ -327,8 +335,11 @@ mod tests {
                     Message::Ping { transaction, node_key, padding }
                 }
             ),
-            (transaction(), any_address())
-                .prop_map(|(transaction, source)| Message::Pong { transaction, source }),
+            (transaction(), any_address(), any::<Option<u32>>()).prop_map(
+                |(transaction, source, received_age_ms)| {
+                    Message::Pong { transaction, source, received_age_ms }
+                }
+            ),
             vec(any_address(), 0..CANDIDATES_MAX)
                 .prop_map(|addresses| Message::CallMeMaybe { addresses }),
             (4_u8.., any::<u8>()).prop_map(|(kind, version)| Message::Unknown { kind, version }),

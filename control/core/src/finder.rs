@@ -3,8 +3,8 @@
 //! What its driver owes it:
 //!
 //! * STUN: ask at the start, every 20 s or so while there are peers (the NAT's mapping of the port
-//!   must live), and at once when a route ends as [`Dead`](crate::Why::Dead): a mapping that is
-//!   gone looks like a dead path. What comes out goes in as [`Input::Network`].
+//!   must live), and at once at [`Suspected`](crate::Event::Suspected): a mapping that is gone looks
+//!   like a dead path. What comes out goes in as [`Input::Network`].
 //! * Own addresses as others see them, in [`Network::addresses`]: nothing sends to itself.
 //! * [`Input::Traffic`] while the tunnel carries packets: without it a peer is idle, and an idle
 //!   one is kept, not searched for.
@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rand::{CryptoRng, RngCore};
 
@@ -31,7 +32,7 @@ use crate::nat::Nat;
 use crate::output::{Event, Output, Reason, Refused, Route};
 use crate::path::{Pair, UplinkId};
 pub use crate::peer::report::{PathReport, PathState, Report};
-use crate::peer::{Context, Own, Peer};
+use crate::peer::{Context, Own, Peer, Places, Pong};
 pub use crate::peer::{Held, Uplink};
 use crate::sealed::{BoxKey, PublicKey, SecretKey};
 use crate::time::Instant;
@@ -101,6 +102,16 @@ pub enum Input<'i> {
     Traffic {
         peer: PublicKey,
     },
+    /// The tunnel has sent data to the peer since the last look at its counters.
+    Sent {
+        peer: PublicKey,
+    },
+    /// A look at the tunnel's counters: when an authenticated packet last came from the peer,
+    /// whichever way; None if none has come to this data plane.
+    Received {
+        peer: PublicKey,
+        at: Option<Instant>,
+    },
     /// The tunnel's last authenticated packet from the peer that no relay brought came from there,
     /// then.
     ReceivedDirectly {
@@ -154,6 +165,7 @@ impl Finder {
             disco_secret: config.disco_secret,
             home: Home::default(),
             candidates: Vec::new(),
+            places: Places::default(),
             addresses: OwnAddresses::default(),
             uplinks: Vec::new(),
             nat: Nat::default(),
@@ -200,8 +212,17 @@ impl Finder {
             Input::Traffic { peer } => {
                 self.with_peer(now, random, peer, |peer, context| peer.active(context));
             }
+            Input::Sent { peer } => {
+                self.with_peer(now, random, peer, |peer, context| peer.sent(context.now));
+            }
+            Input::Received { peer, at } => {
+                self.with_peer(now, random, peer, |peer, _| peer.received(at));
+            }
             Input::ReceivedDirectly { peer, from, at } => {
-                self.with_peer(now, random, peer, |peer, _| peer.received_directly(from, at));
+                let told = |peer: &mut Peer, context: &mut Context<'_>| {
+                    peer.received_directly(context, from, at);
+                };
+                self.with_peer(now, random, peer, told);
             }
             Input::RelayUp => {
                 for peer in self.peers.keys().copied().collect::<Vec<_>>() {
@@ -291,8 +312,9 @@ impl Finder {
             peer.heard_directly(context.now);
             match message {
                 Message::Ping { transaction, .. } => peer.ping(context, from, transaction),
-                Message::Pong { transaction, source } => {
-                    peer.pong(context, from, transaction, source)
+                Message::Pong { transaction, source, received_age_ms } => {
+                    let received_age = received_age_ms.map(|ms| Duration::from_millis(ms.into()));
+                    peer.pong(context, from, Pong { transaction, seen_as: source, received_age })
                 }
                 Message::CallMeMaybe { .. } => Err(Refused::CallMeMaybeByUdp),
                 Message::Unknown { .. } => Err(Refused::DiscoUnknownType),
@@ -379,6 +401,7 @@ impl Finder {
             && own.candidates == network.candidates
             && own.uplinks == network.uplinks;
         let same_nat = own.nat == network.nat;
+        let moved = self.own.places.take(&network.candidates);
         self.own.home = network.home;
         self.own.candidates = network.candidates;
         self.own.addresses = network.addresses;
@@ -392,7 +415,7 @@ impl Finder {
                 if same && !major {
                     peer.own_nat_changed(now);
                 } else {
-                    peer.own_changed(context, major);
+                    peer.own_changed(context, major, moved);
                 }
             });
         }

@@ -367,7 +367,9 @@ impl FinderSide {
         let Some(key) = BoxKey::agree(&self.disco_secret, self.finder.disco_key()) else { return };
         let opened = Envelope::parse(&mut datagram).and_then(|envelope| envelope.open(&key).ok());
         if let Some(Message::Ping { transaction, .. }) = opened {
-            self.say(pair.remote, &Message::Pong { transaction, source: pair.remote }, false);
+            let (source, received_age_ms) = (pair.remote, None);
+            let pong = Message::Pong { transaction, source, received_age_ms };
+            self.say(pair.remote, &pong, false);
         }
     }
 }

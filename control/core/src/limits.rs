@@ -45,7 +45,7 @@ pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Transactions of pings of a peer that are remembered against replay.
 pub const PINGS_REMEMBERED: usize = 64;
 /// Round trips of which the best counts for choice and the worst for patience.
-pub const RTT_SAMPLES: usize = 5;
+pub const RTT_SAMPLES: usize = 10;
 
 /// Pings of one search, for all candidates: the first at once, then after each of these. Doubling
 /// from one lost datagram's time to one that a slow relay needs.
@@ -85,8 +85,12 @@ pub const ACTIVE_TIME: Duration = Duration::from_secs(45);
 /// WireGuard's REJECT_AFTER_TIME: who had no traffic for this long has no session.
 pub const SESSION_TIME: Duration = Duration::from_secs(180);
 /// Pings on the path in use while there is traffic. With [`PATIENCE_MAX`], [`SUSPECT_INTERVAL`] and
-/// [`PINGS_LOST`] a dead path is left in 0.4 + 2 × 0.45 + 3 × 0.05 = 1.45 s.
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(400);
+/// [`PINGS_LOST`] a dead path is left in 0.2 + 2 × 0.45 + 3 × 0.05 = 1.25 s.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
+/// The same from the end of the traffic until the peer is idle.
+pub const HEARTBEAT_INTERVAL_PAUSE: Duration = Duration::from_millis(400);
+/// Traffic that was not seen for so long has ended.
+pub const PAUSE_TIME: Duration = Duration::from_millis(1500);
 /// The same without traffic: below the 10 s after which the shortest known NAT forgets
 /// (RFC 4787 asks for 120 s, home routers give 30, some carriers 10).
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(8);
@@ -99,11 +103,14 @@ pub const ALTERNATES_MAX: usize = 3;
 pub const SUSPECT_INTERVAL: Duration = Duration::from_millis(50);
 /// A ping is overdue after three round trips within these bounds, but never before one and a half
 /// and [`PATIENCE_EXTRA`].
-pub const PATIENCE_MIN: Duration = Duration::from_millis(200);
+pub const PATIENCE_MIN: Duration = Duration::from_millis(100);
 pub const PATIENCE_MAX: Duration = Duration::from_millis(450);
 pub const PATIENCE_EXTRA: Duration = Duration::from_millis(50);
-/// A path is dead when this many pings are overdue and no later one was answered.
+/// A path is dead when this many pings are overdue and no later one was answered; one, where there
+/// is another sign that it died.
 pub const PINGS_LOST: usize = 5;
+/// But not so soon after the first of them: links lose everything for half a second and go on.
+pub const DEATH_TIME_MIN: Duration = Duration::from_millis(550);
 /// A path without an answer for this long is not known to work: two pings of an alternate.
 pub const FRESH_TIME: Duration = Duration::from_secs(12);
 /// A path without an answer for this long is forgotten (Tailscale: 5 min 10 s).
@@ -131,6 +138,14 @@ pub const SILENCES_MAX: u32 = 3;
 pub const SILENCES_APART_MAX: Duration = Duration::from_secs(30);
 /// A peer whose packets come more often than this sends more than keepalives.
 pub const TALK_INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// A peer reports that it received nothing although this many looks at the tunnel's counters saw data
+/// leave: a hole, and no reason to wait for [`DATA_SILENCE_MAX`].
+pub const VANISHED_LOOKS: usize = 8;
+/// Looks shortly before or after such a silence do not count: the data planes tell of packets from
+/// time to time only, and packets take their time.
+pub const REPORT_AGE_MAX: Duration = Duration::from_secs(1);
+/// Looks that are remembered, a few a second.
+pub const SENT_REMEMBERED: usize = 32;
 /// A path into which data vanished is not used for this long, and twice as long each further time:
 /// every attempt costs [`DATA_SILENCE_MAX`] of the tunnel.
 pub const HOLE_TIME_MIN: Duration = Duration::from_secs(60);

@@ -37,6 +37,8 @@ pub enum Event {
     SeenAt { peer: PublicKey, pair: Pair, address: SocketAddr },
     /// The answer to [`crate::finder::Input::Ping`], along the route of that moment.
     Pinged { peer: PublicKey, number: u32, route: Route, round_trip: Duration },
+    /// The path in use does not answer, yet: ask STUN servers whether we are still where we were.
+    Suspected { peer: PublicKey },
     /// It could not be sent: the peer has not introduced itself, or too many are on their way.
     NotPinged { peer: PublicKey, number: u32 },
 }

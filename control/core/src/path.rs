@@ -7,10 +7,10 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 
 use crate::limits::{
-    COMEBACK_PAUSE, COMEBACK_PAUSE_MAX, FRAME_LENS_SMALLER, FRESH_TIME, FULL_FRAME_AGAIN,
-    FULL_FRAME_TRIES, FULL_FRAME_TRIES_AGAIN, HOLE_TIME_MAX, HOLE_TIME_MIN, PATIENCE_EXTRA,
-    PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, PROOF_AGAIN, RECHECK_INTERVAL, RTT_SAMPLES,
-    SUSPECT_INTERVAL,
+    COMEBACK_PAUSE, COMEBACK_PAUSE_MAX, DEATH_TIME_MIN, FRAME_LENS_SMALLER, FRESH_TIME,
+    FULL_FRAME_AGAIN, FULL_FRAME_TRIES, FULL_FRAME_TRIES_AGAIN, HOLE_TIME_MAX, HOLE_TIME_MIN,
+    PATIENCE_EXTRA, PATIENCE_MAX, PATIENCE_MIN, PINGS_LOST, PROOF_AGAIN, RECHECK_INTERVAL,
+    RTT_SAMPLES, SUSPECT_INTERVAL,
 };
 use crate::score::Quality;
 use crate::time::Instant;
@@ -59,9 +59,13 @@ pub struct Path {
     pub pair: Pair,
     rtts: ArrayVec<Duration, RTT_SAMPLES>,
     pub pong_at: Option<Instant>,
+    /// From where the peer saw our last ping come.
+    pub seen_as: Option<SocketAddr>,
     pub ping_at: Option<Instant>,
     /// When the oldest pings were sent that no pong followed.
     unanswered: ArrayVec<Instant, { 4 * PINGS_LOST }>,
+    /// Something else than pings said then that it may be dead. A pong to a later ping refutes that.
+    doubted_at: Option<Instant>,
     /// Longest frame that was answered; 0: none, only short pings.
     proven_len: usize,
     proven_at: Option<Instant>,
@@ -87,8 +91,10 @@ impl Path {
             pair,
             rtts: ArrayVec::new(),
             pong_at: None,
+            seen_as: None,
             ping_at: None,
             unanswered: ArrayVec::new(),
+            doubted_at: None,
             proven_len: 0,
             proven_at: None,
             proof: Proof::Full { tries: 0, sent_at: None },
@@ -123,6 +129,7 @@ impl Path {
             }
         }
         self.unanswered.retain(|at| *at > sent_at);
+        self.doubted_at.take_if(|doubted_at| *doubted_at <= sent_at);
         if len < FRAME_LENS_SMALLER[FRAME_LENS_SMALLER.len() - 1] {
             if self.rtts.is_full() {
                 self.rtts.remove(0);
@@ -183,7 +190,17 @@ impl Path {
 
     /// When, without another pong, the path is dead.
     pub fn dead_at(&self) -> Option<Instant> {
-        Some(*self.unanswered.get(PINGS_LOST - 1)? + self.patience())
+        if self.doubted_at.is_some() {
+            return self.suspect_at();
+        }
+        let lost = *self.unanswered.get(PINGS_LOST - 1)? + self.patience();
+        Some(lost.max(*self.unanswered.first()? + DEATH_TIME_MIN))
+    }
+
+    /// Something else than pings says that the path may be dead: it is asked at once, and one ping
+    /// that is not answered will do.
+    pub fn doubt(&mut self, now: Instant) {
+        self.doubted_at.get_or_insert(now);
     }
 
     pub fn is_dead(&self, now: Instant) -> bool {
@@ -220,6 +237,7 @@ impl Path {
     /// The peer is another process now: what the one before did not answer says nothing.
     pub fn begin_anew(&mut self) {
         self.unanswered.clear();
+        self.doubted_at = None;
         self.hole_until = None;
         self.holes = 0;
     }
@@ -232,16 +250,16 @@ impl Path {
     /// When a short ping is due on a path that is watched: regularly, and faster once one is overdue.
     pub fn ping_due_at(&self, interval: Duration) -> Option<Instant> {
         let last = self.ping_at?;
-        let regular = last + interval;
+        let regular = self.doubted_at.filter(|at| *at > last).unwrap_or(last + interval);
         // Not for ever, where a path is kept in spite of it.
         let suspected = self.suspect_at().filter(|_| !self.unanswered.is_full());
         let quick = suspected.map(|at| at.max(last + SUSPECT_INTERVAL));
         Some(quick.map_or(regular, |quick| quick.min(regular)))
     }
 
-    /// Short pings are not answered, either.
+    /// Short pings are not answered, either: the last was sent when one was overdue.
     fn is_silent(&self) -> bool {
-        self.unanswered.len() >= PINGS_LOST / 2
+        self.suspect_at().is_some_and(|at| self.ping_at >= Some(at))
     }
 
     /// When the next long frames are to be sent, once the path has answered at all.
@@ -298,10 +316,14 @@ impl Path {
     /// Asks again whether long frames pass, if the last answer is old: a route may change under a
     /// path, and short pings do not see that.
     pub fn recheck(&mut self, now: Instant) {
-        let old = self.proven_at.is_some_and(|at| now.since(at) >= RECHECK_INTERVAL);
-        if let Proof::Done { again_at } = self.proof
-            && old
-        {
+        if self.proven_at.is_some_and(|at| now.since(at) >= RECHECK_INTERVAL) {
+            self.prove_again();
+        }
+    }
+
+    /// The same, at once.
+    pub fn prove_again(&mut self) {
+        if let Proof::Done { again_at } = self.proof {
             self.proof = Proof::Recheck { tries: 0, sent_at: None, again_at };
         }
     }
@@ -311,6 +333,11 @@ impl Path {
     pub fn unprove(&mut self) {
         self.proven_len = 0;
         self.proof = Proof::Full { tries: 0, sent_at: None };
+    }
+
+    /// Whether a long frame was answered after this.
+    pub fn is_proven_since(&self, since: Instant) -> bool {
+        self.proven_at.is_some_and(|at| at > since)
     }
 
     /// Short pings pass, and frames that the tunnel needs do not.

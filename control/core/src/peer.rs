@@ -1,10 +1,12 @@
 //! What is known of one peer, and what to do about it: search, prove, choose, watch, leave.
 
 mod choice;
+mod doubt;
 mod probe;
 mod question;
 pub(crate) mod report;
 mod search;
+mod tunnel;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -18,9 +20,9 @@ use crate::disco::Message;
 use crate::introduce::{self, Freshness, Home, IntroduceError, Introduction};
 use crate::limits::{
     ACTIVE_TIME, ALTERNATE_INTERVAL, ALTERNATES_MAX, DATA_SILENCE_MAX, FRESH_TIME,
-    HEARTBEAT_INTERVAL, INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL, NAT_NEWS_DELAY, PATHS_MAX,
-    PING_TIMEOUT, PINGS_REMEMBERED, PONGS_PER_PEER, PROBES_PER_PEER, SESSION_TIME,
-    SIGNALS_PER_PEER, SILENCES_APART_MAX, SILENCES_MAX, SUSPECT_INTERVAL, TALK_INTERVAL_MAX,
+    HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL_PAUSE, INTRODUCE_INTERVAL_MIN, KEEPALIVE_INTERVAL,
+    NAT_NEWS_DELAY, PAUSE_TIME, PING_TIMEOUT, PINGS_REMEMBERED, PONGS_PER_PEER, PROBES_PER_PEER,
+    SESSION_TIME, SIGNALS_PER_PEER, SUSPECT_INTERVAL,
 };
 use crate::nat::Nat;
 use crate::output::{Event, Output, Reason, Refused, Route, Transmit, Why};
@@ -29,9 +31,11 @@ use crate::score::Quality;
 use crate::sealed::{BoxKey, PublicKey, SecretKey};
 use crate::time::Instant;
 use crate::transaction::TransactionId;
+pub(crate) use doubt::{Moved, Places};
 use probe::Ping;
 use question::Question;
 use search::Search;
+use tunnel::Tunnel;
 
 /// One of our ways out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,15 @@ pub struct Held {
     pub queued: usize,
 }
 
+/// An answer to a ping of ours.
+pub(crate) struct Pong {
+    pub(crate) transaction: TransactionId,
+    /// Where the peer saw the ping come from.
+    pub(crate) seen_as: SocketAddr,
+    /// How long ago it last received a packet of the tunnel.
+    pub(crate) received_age: Option<Duration>,
+}
+
 /// What is ours.
 #[derive(Debug)]
 pub(crate) struct Own {
@@ -60,6 +73,7 @@ pub(crate) struct Own {
     pub home: Home,
     /// What peers are told.
     pub candidates: Vec<Candidate>,
+    pub places: Places,
     pub addresses: OwnAddresses,
     pub uplinks: Vec<Uplink>,
     pub nat: Nat,
@@ -111,15 +125,6 @@ impl Context<'_> {
     }
 }
 
-/// Times in a row in which data had no answer.
-#[derive(Clone, Copy)]
-struct Silence {
-    /// The last one.
-    since: Instant,
-    seen_at: Instant,
-    count: u32,
-}
-
 pub(crate) struct Peer {
     key: PublicKey,
     box_key: BoxKey,
@@ -149,12 +154,9 @@ pub(crate) struct Peer {
     /// Transactions of the peer's pings, the newest last.
     seen_pings: VecDeque<TransactionId>,
     questions: Vec<Question>,
-    /// From where the tunnel's last packet came without a relay, and when.
-    received_directly: Option<(SocketAddr, Instant)>,
-    /// Such packets come soon one after the other: the peer does not only acknowledge.
-    talks: bool,
-    /// Data sent since then was not answered in time, as seen then.
-    silence: Option<Silence>,
+    tunnel: Tunnel,
+    /// The path in use does not answer, and that was told.
+    suspected: bool,
     /// When the peer's control process last said anything by UDP.
     disco_at: Option<Instant>,
     home: Option<Home>,
@@ -204,9 +206,8 @@ impl Peer {
             owes_answer: false,
             seen_pings: VecDeque::new(),
             questions: Vec::new(),
-            received_directly: None,
-            talks: false,
-            silence: None,
+            tunnel: Tunnel::default(),
+            suspected: false,
             disco_at: None,
             home: None,
             nat: None,
@@ -268,62 +269,20 @@ impl Peer {
         self.active_until = Some(context.now + ACTIVE_TIME);
         if was_idle {
             self.search.fruitless = 0;
-            if self.disco.is_none() {
+            // Without traffic an introduction is not repeated, and that one may have been lost.
+            if !self.heard {
                 self.introduce_gap = INTRODUCE_INTERVAL_MIN;
                 self.introduce_at = Some(context.now);
-            } else if !matches!(self.route, Route::Direct { .. }) {
+            }
+            if self.disco.is_none() {
+                return;
+            }
+            if !matches!(self.route, Route::Direct { .. }) {
                 self.start_search(context.now, true);
             } else if self.search.next_at.is_none() {
                 self.search.next_at = self.next_search(context);
             }
         }
-    }
-
-    /// What the data plane saw last: where the tunnel's packets come from.
-    pub(crate) fn received_directly(&mut self, from: SocketAddr, at: Instant) {
-        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        let before = self.received_directly.replace((from, at));
-        let apart = before.map(|(_, before)| at.since(before)).filter(|apart| !apart.is_zero());
-        // A silence says nothing of what the peer would have sent.
-        if let Some(apart) = apart.filter(|apart| *apart < DATA_SILENCE_MAX) {
-            self.talks = apart < TALK_INTERVAL_MAX;
-        }
-    }
-
-    /// What the data plane saw last: data sent since when without anything authenticated back.
-    pub(crate) fn unanswered_data(&mut self, context: &mut Context<'_>, since: Instant) {
-        let Route::Direct { pair, .. } = self.route else { return };
-        let since = since.max(self.switched_at);
-        if context.now.since(since) < DATA_SILENCE_MAX {
-            return;
-        }
-        if !self.is_hole_likely(context.now, since) {
-            return;
-        }
-        self.silence = None;
-        let another = self.paths.values().any(|path| path.is_hole(context.now));
-        if another {
-            // Two of them: what stands in the way stands before all.
-            self.paths.values_mut().for_each(|path| path.swallowed(context.now));
-        } else if let Some(path) = self.paths.get_mut(&pair) {
-            path.swallowed(context.now);
-        }
-        // Other paths promise no more than this one did: the relay, until one answers anew.
-        self.set_route(context, Route::Relay, Why::DataLost);
-        self.settle_at = None;
-        self.start_search(context.now, true);
-    }
-
-    /// Whether this silence is more than one lost keepalive.
-    fn is_hole_likely(&mut self, now: Instant, since: Instant) -> bool {
-        let count = match self.silence {
-            Some(last) if last.since == since => last.count,
-            Some(last) if since.since(last.seen_at) < SILENCES_APART_MAX => last.count + 1,
-            _ => 1,
-        };
-        self.silence = Some(Silence { since, seen_at: now, count });
-        // One that no handshake ended, either, is as long as several.
-        self.talks || count >= SILENCES_MAX || now.since(since) >= SILENCES_MAX * DATA_SILENCE_MAX
     }
 
     /// The relay has no connection of the peer: without its control process the tunnel goes on
@@ -387,10 +346,21 @@ impl Peer {
             context.event(Event::Introduced { peer: self.key, home, has_session });
         }
         use CandidateKind::{Configured, PeerReflexive};
+        let used = self.used().map(|pair| pair.remote);
+        let was_named = self.candidates.iter().any(|known| {
+            Some(known.address) == used && !matches!(known.kind, Configured | PeerReflexive)
+        });
         // What the peer cannot know stays.
         self.candidates.retain(|known| matches!(known.kind, Configured | PeerReflexive));
         for candidate in candidates {
             self.candidates.insert(candidate);
+        }
+        // A new process does not know all of its addresses yet.
+        if !new {
+            if was_named && used.is_some_and(|used| !self.candidates.contains(used)) {
+                self.doubt_used(context.now);
+            }
+            self.fallen_from.take_if(|pair| !self.candidates.contains(pair.remote));
         }
         if self.route == Route::Unset {
             self.set_route(context, Route::Relay, Why::Introduced);
@@ -420,7 +390,9 @@ impl Peer {
         }
         self.fresh_ping(context.now, transaction)?;
         context.own.addresses.check(from.remote).map_err(|_| Refused::NeverProbed)?;
-        self.send(context, from, &Message::Pong { transaction, source: from.remote }, false);
+        let received_age_ms = self.received_age_ms(context.now);
+        let pong = Message::Pong { transaction, source: from.remote, received_age_ms };
+        self.send(context, from, &pong, false);
         // The NAT on the peer's side is open to us right now: ask back at once.
         if !self.candidates.contains(from.remote) {
             self.candidates.insert_peer_reflexive(from.remote);
@@ -432,10 +404,8 @@ impl Peer {
                 .get(&from)
                 .and_then(|path| path.ping_at)
                 .is_some_and(|at| context.now.since(at) < SUSPECT_INTERVAL);
-            if !recently && !self.search.queue.contains(&from) {
-                self.search.queue.truncate(PATHS_MAX - 1);
-                self.search.queue.push_front(from);
-                self.drain(context);
+            if !recently {
+                self.probe_soon(context, from);
             }
         }
         if let Some(path) = self.paths.get_mut(&from) {
@@ -463,8 +433,7 @@ impl Peer {
         &mut self,
         context: &mut Context<'_>,
         from: Pair,
-        transaction: TransactionId,
-        seen_as: SocketAddr,
+        Pong { transaction, seen_as, received_age }: Pong,
     ) -> Result<(), Refused> {
         let at = self.pings.iter().position(|ping| ping.transaction == transaction);
         let at = at.ok_or(Refused::PongUnmatched)?;
@@ -477,9 +446,13 @@ impl Peer {
             let peer = self.key;
             context.event(Event::SeenAt { peer, pair: from, address: seen_as });
         }
+        path.seen_as = Some(seen_as);
         path.ponged(context.now, ping.sent_at, ping.len, context.own.frame_len);
         self.answered(context, transaction);
         self.choose(context);
+        if let Some(age) = received_age {
+            self.reported(context, from, ping.sent_at, age);
+        }
         Ok(())
     }
 
@@ -500,13 +473,14 @@ impl Peer {
     }
 
     /// Our addresses, uplinks or home changed: tell the peer, and look at every path anew.
-    pub(crate) fn own_changed(&mut self, context: &mut Context<'_>, major: bool) {
+    pub(crate) fn own_changed(&mut self, context: &mut Context<'_>, major: bool, moved: Moved) {
         let uplinks = &context.own.uplinks;
         self.paths.retain(|pair, _| uplinks.iter().any(|uplink| uplink.id == pair.uplink));
         if major {
             self.paths.values_mut().for_each(Path::forget);
             self.pings.clear();
         }
+        self.doubt_moved(context.now, moved);
         if let Route::Direct { pair, .. } = self.route
             && (major || !self.paths.contains_key(&pair))
         {
@@ -538,11 +512,13 @@ impl Peer {
                 self.leave(context, Why::DataLost);
             }
         }
+        self.follow_packets(context);
         if self.settle_at.is_some_and(|at| at <= now) {
             self.settle_at = None;
             self.settle(context);
         }
         self.heartbeats(context);
+        self.tell_suspicion(context);
         self.prove_frames(context);
         if self.introduce_at.is_some_and(|at| at <= now) {
             self.introduce(context);
@@ -592,7 +568,8 @@ impl Peer {
 
     /// Until when the tunnel's packets say that the path lives, if they do.
     fn carried_until(&self, path: &Path) -> Option<Instant> {
-        let (_, at) = self.received_directly.filter(|(from, _)| *from == path.pair.remote)?;
+        let (_, at) =
+            self.tunnel.received_directly.filter(|(from, _)| *from == path.pair.remote)?;
         // What was on its way as the path or the process died says nothing.
         let suspect_at = path.suspect_at()?;
         let quiet = self.disco_at.is_none_or(|disco_at| disco_at < suspect_at);
@@ -614,7 +591,12 @@ impl Peer {
         let suspected = self.paths.get(&used).and_then(Path::suspect_at);
         let suspected = suspected.is_some_and(|at| at <= context.now);
         let stand_by = if suspected { HEARTBEAT_INTERVAL } else { ALTERNATE_INTERVAL };
-        watched.push((used, if active { HEARTBEAT_INTERVAL } else { KEEPALIVE_INTERVAL }));
+        let interval = match self.active_until {
+            Some(until) if context.now + ACTIVE_TIME < until + PAUSE_TIME => HEARTBEAT_INTERVAL,
+            _ if active => HEARTBEAT_INTERVAL_PAUSE,
+            _ => KEEPALIVE_INTERVAL,
+        };
+        watched.push((used, interval));
         if active {
             let mut others = self.working(context);
             others.retain(|(pair, _)| *pair != used);

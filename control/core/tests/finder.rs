@@ -194,7 +194,8 @@ impl Party {
             let message = disco::Envelope::parse(&mut datagram.clone())?.open(&key).ok()?;
             let Message::Ping { transaction, .. } = message else { return None };
             let source = OWN_REFLEXIVE.parse().unwrap();
-            Some((*pair, self.disco(desk, &Message::Pong { transaction, source })))
+            let pong = Message::Pong { transaction, source, received_age_ms: None };
+            Some((*pair, self.disco(desk, &pong)))
         };
         desk.sent.iter().filter_map(answer).collect()
     }
@@ -257,7 +258,8 @@ fn pings_on_demand_go_where_the_tunnel_goes_and_relayed_ones_are_answered() {
     });
     let transaction = asked.expect("a ping through the relay");
     desk.now = desk.now + Duration::from_millis(30);
-    let pong = Message::Pong { transaction, source: OWN_REFLEXIVE.parse().unwrap() };
+    let source = OWN_REFLEXIVE.parse().unwrap();
+    let pong = Message::Pong { transaction, source, received_age_ms: None };
     let pong = party.disco(&desk, &pong);
     desk.relayed_from(peer, pong.clone());
     let round_trip = Duration::from_millis(30);

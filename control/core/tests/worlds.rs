@@ -319,6 +319,51 @@ fn data_that_vanishes_where_pings_pass_sends_the_tunnel_back_to_the_relay() {
 }
 
 #[test]
+fn data_that_the_peer_does_not_report_is_missed_within_seconds() {
+    // Who talks, and in which direction data vanishes.
+    for (listens, cut) in [(None, (0, 1)), (None, (1, 0)), (Some(1), (0, 1))] {
+        let mut world = direct_world(11, [easy(), easy()]);
+        listens.into_iter().for_each(|at| world.gateways[at].listens_only = true);
+        world.run_for(Duration::from_secs(30));
+        assert!(world.both_direct());
+        world.data_cut = vec![cut];
+        let left = world.run_until(Duration::from_secs(20), |world| !world.is_direct(cut.0, cut.1));
+        assert!(left.is_some_and(|left| left < Duration::from_secs(7)), "{left:?}");
+        assert_eq!(world.gateways[cut.0].routes.last().unwrap().2, Why::DataLost);
+    }
+}
+
+#[test]
+fn one_who_only_listens_is_no_hole() {
+    let mut world = direct_world(11, [easy(), easy()]);
+    world.gateways[1].listens_only = true;
+    world.loss = 0.02;
+    let before = world.gateways.iter().map(|gateway| gateway.routes.len()).collect::<Vec<_>>();
+    world.run_for(Duration::from_secs(300));
+    let after = world.gateways.iter().map(|gateway| gateway.routes.len()).collect::<Vec<_>>();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_nat_that_forgets_costs_one_ping_and_one_question() {
+    // What another address outside does, too, where both are behind NATs that keep strangers out:
+    // only the relay can tell the other side.
+    for seed in 0..20 {
+        let mut world = direct_world(seed, [easy(), easy()]);
+        world.run_for(Duration::from_millis(37 * seed));
+        let routes = world.gateways[0].routes.len();
+        world.watch_gaps();
+        world.nats()[0].flush();
+        world.run_for(Duration::from_secs(5));
+        // A heartbeat, patience, a round trip to STUN servers, the relay's way, two packets' distance.
+        let gap = world.gap(0, 1);
+        assert!(gap < Duration::from_millis(650), "seed {seed}: {gap:?}");
+        assert!(world.both_direct());
+        assert_eq!(world.gateways[0].routes.len(), routes + 2, "to the relay and back");
+    }
+}
+
+#[test]
 fn another_network_under_the_gateway_is_another_path() {
     let mut world = direct_world(12, [easy(), Front::Open]);
     let filtering = Filtering::AddressAndPortDependent;
@@ -516,7 +561,7 @@ fn random_worlds_converge_and_do_not_flap() {
             // The relay first, a path, perhaps a better one soon after; loss alone moves nothing.
             assert!(gateway.routes.len() <= 3, "{case}: {:?}", gateway.routes);
             let per_second = gateway.probes_sent as f64 / 340.0;
-            assert!(per_second < 12.0, "{case}: {per_second} datagrams a second");
+            assert!(per_second < 16.0, "{case}: {per_second} datagrams a second");
         }
     }
 }

@@ -72,6 +72,8 @@ pub struct Gateway {
     pub names: Names,
     pub seen: Seen,
     pub kinds: Kinds,
+    /// When STUN servers were last asked because a path did not answer.
+    suspected_at: Option<Instant>,
     traffic_at: Option<Instant>,
     traffic_seen_at: Instant,
     /// The address of ours that a remote one spoke to.
@@ -206,6 +208,7 @@ impl Gateway {
             names: Names::new()?,
             seen: Seen::default(),
             kinds: Kinds::new(now)?,
+            suspected_at: None,
             traffic_at: None,
             traffic_seen_at: now,
             sources: HashMap::new(),
@@ -478,7 +481,8 @@ impl Gateway {
             let directly = change.received && peer.relayed_looks == 0;
             peer.relayed_looks = peer.relayed_looks.saturating_sub(1);
             let from = line.remote().filter(|_| directly);
-            changes.push((peer.key, change, from, Instant::from_nanos(line.received_ns)));
+            let at = (line.received_ns > 0).then(|| Instant::from_nanos(line.received_ns));
+            changes.push((peer.key, change, from, at));
         }
         for (peer, change, from, at) in changes {
             if change.active || change.unanswered_since.is_some() {
@@ -487,7 +491,13 @@ impl Gateway {
             if change.active {
                 self.input(now, Input::Traffic { peer });
             }
-            if let Some(from) = from {
+            if change.sent {
+                self.input(now, Input::Sent { peer });
+            }
+            if change.received {
+                self.input(now, Input::Received { peer, at });
+            }
+            if let (Some(from), Some(at)) = (from, at) {
                 let from = self.real_address(from);
                 self.input(now, Input::ReceivedDirectly { peer, from, at });
             }

@@ -26,6 +26,8 @@ pub const CONNECTS_PAUSE: Duration = Duration::from_millis(100);
 /// How often the tables are looked at for traffic: often enough to see a tunnel go on while the
 /// peer's control process is away, before its path counts as dead.
 pub const TRAFFIC_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two questions to STUN servers because paths do not answer.
+pub const SUSPICION_INTERVAL: Duration = Duration::from_secs(1);
 /// Looks after a relayed packet at which what came may have come by the relay.
 pub const RELAYED_LOOKS: u8 = 3;
 /// Remote addresses of which is kept which of ours they spoke to.

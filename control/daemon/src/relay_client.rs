@@ -73,6 +73,8 @@ pub struct RelayClient {
     protocol: Protocol,
     outbox: Outbox,
     retry: Retry,
+    /// When the network last changed, until a connection fails.
+    changed_at: Option<Instant>,
     tls: Option<Arc<ClientConfig>>,
     events: VecDeque<RelayEvent<'static>>,
     counts: Counts,
@@ -112,6 +114,7 @@ impl RelayClient {
             stage: Stage::Waiting { until: now },
             outbox: Outbox::default(),
             retry: Retry::default(),
+            changed_at: None,
             tls: None,
             events: VecDeque::new(),
             counts: Counts::default(),
@@ -239,6 +242,7 @@ impl RelayClient {
     pub fn network_changed(&mut self, now: Instant, is_ours: impl Fn(IpAddr) -> bool) {
         self.now = self.now.max(now);
         self.retry.forget();
+        self.changed_at = Some(self.now);
         let result = match &mut self.stage {
             Stage::Waiting { until } => {
                 *until = now;
@@ -300,6 +304,14 @@ impl RelayClient {
         let now = self.now;
         let retry_at = match failure {
             RelayFailure::Network => now,
+            // It was the former network's, and the network was not the relay's fault.
+            _ if self
+                .changed_at
+                .take()
+                .is_some_and(|at| now.since(at) < limits::RELAY_DOUBT_LIMIT) =>
+            {
+                now
+            }
             _ => self.retry.next(now, failure.is_lasting(), &mut rand::rng()),
         };
         // Dropping the sockets takes them out of epoll.

@@ -4,6 +4,9 @@
 use millrace_ebpf::abi::Observed;
 use millrace_path::time::Instant;
 
+/// Bytes of a WireGuard message without data.
+const KEEPALIVE_LEN: u64 = 32;
+
 /// One peer, as it was at the last look.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Traffic {
@@ -15,7 +18,9 @@ pub struct Traffic {
 pub struct Change {
     /// Something was sent or received.
     pub active: bool,
-    /// Something was received.
+    /// Data was sent: more than a keepalive.
+    pub sent: bool,
+    /// Something was received; or the data plane is another, and nothing was.
     pub received: bool,
     /// Since then data was sent and nothing authenticated came.
     pub unanswered_since: Option<Instant>,
@@ -24,12 +29,13 @@ pub struct Change {
 impl Traffic {
     /// Takes in the peer's line as it is now.
     pub fn look(&mut self, line: &Observed) -> Change {
-        let sent = line.sent_bytes != self.last.sent_bytes;
-        let received = line.received_ns > self.last.received_ns;
+        let sent_bytes = line.sent_bytes.saturating_sub(self.last.sent_bytes);
+        let received = line.received_ns != self.last.received_ns;
+        let active = line.sent_bytes != self.last.sent_bytes || received;
         self.last = *line;
         let unanswered_since =
             (line.unanswered_ns > 0).then(|| Instant::from_nanos(line.unanswered_ns));
-        Change { active: sent || received, received, unanswered_since }
+        Change { active, sent: sent_bytes > KEEPALIVE_LEN, received, unanswered_since }
     }
 
     /// The line of the last look.
@@ -47,13 +53,15 @@ mod tests {
         let mut traffic = Traffic::default();
         let mut line = Observed::default();
         assert_eq!(traffic.look(&line), Change::default());
-        (line.sent_bytes, line.unanswered_ns) = (10, 7);
+        (line.sent_bytes, line.unanswered_ns) = (48, 7);
         let unanswered_since = Some(Instant::from_nanos(7));
-        let sent = Change { active: true, received: false, unanswered_since };
+        let sent = Change { active: true, sent: true, received: false, unanswered_since };
         assert_eq!(traffic.look(&line), sent);
-        assert_eq!(traffic.look(&line), Change { active: false, ..sent });
+        assert_eq!(traffic.look(&line), Change { active: false, sent: false, ..sent });
         (line.received_ns, line.unanswered_ns) = (9, 0);
-        let received = Change { active: true, received: true, unanswered_since: None };
+        let received = Change { active: true, received: true, ..Change::default() };
         assert_eq!(traffic.look(&line), received);
+        line.sent_bytes += KEEPALIVE_LEN;
+        assert_eq!(traffic.look(&line), Change { active: true, ..Change::default() });
     }
 }

@@ -191,17 +191,17 @@ fn faults_cost_no_more_than_promised() {
 
 fn reboot_inside_talks() -> Result<String> {
     let reboot = |running: &Running| running.routers[A].reboot();
-    gap_after(nats(RANDOM_PORT, Nat::EASY), A, Duration::from_secs(2), reboot)
+    gap_after(nats(RANDOM_PORT, Nat::EASY), A, Duration::from_millis(1_000), reboot)
 }
 
 fn reboot_outside_talks() -> Result<String> {
     let reboot = |running: &Running| running.routers[A].reboot();
-    gap_after(nats(RANDOM_PORT, Nat::EASY), B, Duration::from_secs(5), reboot)
+    gap_after(nats(RANDOM_PORT, Nat::EASY), B, Duration::from_secs(2), reboot)
 }
 
 fn another_address() -> Result<String> {
     let change = |running: &Running| running.routers[A].change_address().map(drop);
-    gap_after(nats(Nat::EASY, Nat::EASY), A, Duration::from_secs(3), change)
+    gap_after(nats(Nat::EASY, Nat::EASY), A, Duration::from_millis(1_500), change)
 }
 
 /// How long a stream from one of them stands when something happens to a direct path.
@@ -269,7 +269,7 @@ fn data_does_not_pass() -> Result<String> {
     // Datagrams of the stream are longer outside.
     running.routers[A].set_faults(&[Trouble::DropWireGuardDataLongerThan(200)])?;
     let gap = healed(&a, fault)?.max(healed(&b, fault)?);
-    within(gap, Duration::from_secs(20))?;
+    within(gap, Duration::from_secs(10))?;
     running.pair.wait_for(false, LIMIT)?;
     drop(b);
     done(running, a)?;

@@ -57,7 +57,8 @@ impl Peer {
     ) -> Result<(), Refused> {
         self.fresh_ping(context.now, transaction)?;
         let source = context.own.relay_address();
-        self.send_through_relay(context, &Message::Pong { transaction, source });
+        let pong = Message::Pong { transaction, source, received_age_ms: None };
+        self.send_through_relay(context, &pong);
         Ok(())
     }
 

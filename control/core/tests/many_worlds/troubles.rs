@@ -104,6 +104,8 @@ impl Story {
         let limit = self.data_lost_limit();
         self.last(time, limit);
         self.world.data_cut.clear();
+        // What was missed at the end is noticed a little later.
+        self.world.run_for(Duration::from_secs(5));
     }
 
     /// Until lost data is noticed on two paths: a silence each, or several where only keepalives
@@ -121,6 +123,8 @@ impl Story {
         let limit = self.data_lost_limit();
         self.last(time, limit);
         self.world.data_cut.clear();
+        // What was missed at the end is noticed a little later.
+        self.world.run_for(Duration::from_secs(5));
     }
 
     /// Long frames are dropped; what the data plane sends follows the length that was proven.

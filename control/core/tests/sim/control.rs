@@ -11,7 +11,7 @@ use millrace_path::nat::Nat;
 use millrace_path::path::UplinkId;
 use millrace_path::reflexive::{Reflexive, Seen};
 use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
-use millrace_path::{Event, Instant, Route, Why};
+use millrace_path::{Event, Instant, Route};
 use rand::RngCore;
 
 use super::gateway::Leg;
@@ -140,14 +140,19 @@ impl World {
                 let link = gateway.links.get_mut(&other).unwrap();
                 link.route = route;
                 link.changes += 1;
-                // As the daemon does: a dead path may be a mapping that is gone.
-                if matches!(why, Why::Dead | Why::Withdrawn) {
-                    self.schedule(Duration::ZERO, Happening::Ask { of: at });
-                }
             }
             Event::Introduced { peer, home, .. } => {
                 let other = self.by_key[&peer];
                 self.gateways[at].links.get_mut(&other).unwrap().home = home.region;
+            }
+            // As the daemon does: the mapping may be gone.
+            Event::Suspected { .. } => {
+                let gateway = &mut self.gateways[at];
+                let pause = Duration::from_secs(1);
+                if gateway.suspected_at.is_none_or(|last| self.now.since(last) >= pause) {
+                    gateway.suspected_at = Some(self.now);
+                    self.schedule(Duration::ZERO, Happening::Ask { of: at });
+                }
             }
             Event::SeenAt { .. } | Event::Pinged { .. } | Event::NotPinged { .. } => {}
         }

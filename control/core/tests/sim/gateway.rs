@@ -41,6 +41,8 @@ pub struct Gateway {
     pub reflexive: Reflexive,
     pub seen: Seen,
     pub stun_timer: Option<Instant>,
+    /// When STUN servers were last asked because a path did not answer.
+    pub suspected_at: Option<Instant>,
     pub timer: Option<Instant>,
     /// Each change of a route and when, of all peers.
     pub routes: Vec<(Instant, Route, Why)>,
@@ -111,6 +113,8 @@ pub struct Tunnel {
     /// Data came in; a keepalive answers by then if nothing else does.
     pub keepalive_at: Option<Instant>,
     pub traffic: bool,
+    /// Data was sent since the last look.
+    pub sent_data: bool,
     pub initiated_at: Option<Instant>,
     /// The longest time without a packet since [`Tunnel::watched_from`].
     pub gap_max: Duration,
@@ -168,6 +172,7 @@ impl Tunnel {
         }
         if kind == Kind::Data {
             self.unanswered_since.get_or_insert(now);
+            self.sent_data = true;
         }
         self.sent
     }

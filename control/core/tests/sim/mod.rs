@@ -249,6 +249,7 @@ impl World {
             reflexive: Reflexive::default(),
             seen: Seen::default(),
             stun_timer: None,
+            suspected_at: None,
             timer: None,
             routes: Vec::new(),
             probes_sent: 0,

@@ -90,10 +90,15 @@ impl World {
             let peer = self.gateways[other].node_key;
             let tunnel = &mut self.gateways[of].links.get_mut(&other).unwrap().tunnel;
             let traffic = std::mem::take(&mut tunnel.traffic);
+            let (sent, received) = (std::mem::take(&mut tunnel.sent_data), tunnel.received_at);
             let (direct, unanswered) = (tunnel.received_directly.take(), tunnel.unanswered_since);
             if traffic {
                 self.handle(of, Input::Traffic { peer });
             }
+            if sent {
+                self.handle(of, Input::Sent { peer });
+            }
+            self.handle(of, Input::Received { peer, at: received });
             if let Some((from, at)) = direct {
                 self.handle(of, Input::ReceivedDirectly { peer, from, at });
             }

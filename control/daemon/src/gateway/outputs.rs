@@ -11,6 +11,7 @@ use millrace_path::{Instant, Why};
 use super::{Change, Gateway, Pinged};
 use crate::counters::Count;
 use crate::endpoint_line;
+use crate::limits::SUSPICION_INTERVAL;
 use crate::udp::Source;
 
 impl Gateway {
@@ -44,7 +45,6 @@ impl Gateway {
                 self.write_line(peer, route);
                 if why == Why::Dead {
                     // A mapping that is gone looks like a dead path.
-                    self.reflexive.ask(now);
                     self.suspect_mappings(now);
                 }
             }
@@ -56,6 +56,13 @@ impl Gateway {
                 self.send_parked(now, peer);
                 if has_session {
                     self.may_have_session(peer, now + SESSION_TIME);
+                }
+            }
+            Event::Suspected { .. } => {
+                // Paths of many peers end together, and paths that lose much are suspected often.
+                if self.suspected_at.is_none_or(|at| now.since(at) >= SUSPICION_INTERVAL) {
+                    self.suspected_at = Some(now);
+                    self.reflexive.ask(now);
                 }
             }
             Event::SeenAt { .. } => {}

@@ -129,6 +129,7 @@ impl Gateway {
             self.compare_kinds(now);
             if moved {
                 self.suspect_mappings(now);
+                self.relays.network_changed(now, &self.network.addresses);
             }
             self.tell_finder(now, false);
         }
