@@ -110,7 +110,7 @@ pub const PATIENCE_EXTRA: Duration = Duration::from_millis(50);
 /// is another sign that it died.
 pub const PINGS_LOST: usize = 5;
 /// But not so soon after the first of them: links lose everything for half a second and go on.
-pub const DEATH_TIME_MIN: Duration = Duration::from_millis(550);
+pub const DEATH_TIME_MIN: Duration = Duration::from_millis(700);
 /// A path without an answer for this long is not known to work: two pings of an alternate.
 pub const FRESH_TIME: Duration = Duration::from_secs(12);
 /// A path without an answer for this long is forgotten (Tailscale: 5 min 10 s).

@@ -125,8 +125,9 @@ impl Peer {
         self.tunnel.silence = None;
         let another = self.paths.values().any(|path| path.is_hole(context.now));
         if another {
-            // Two of them: what stands in the way stands before all.
-            self.paths.values_mut().for_each(|path| path.swallowed(context.now));
+            // Two of them: what stands in the way stands before all. Once is enough for each.
+            let others = self.paths.values_mut().filter(|path| !path.is_hole(context.now));
+            others.for_each(|path| path.swallowed(context.now));
         } else if let Some(path) = self.paths.get_mut(&pair) {
             path.swallowed(context.now);
         }
