@@ -326,13 +326,13 @@ fn state_text(state: PathState) -> (&'static str, &'static str) {
     }
 }
 
-pub(crate) fn why_text(why: Why) -> &'static str {
+fn why_text(why: Why) -> &'static str {
     match why {
         Why::First => "nothing better is known yet",
         Why::Introduced => "the peer introduced itself",
         Why::Proven => "the path answered and carried long packets",
         Why::Better => "it is clearly better than the one before",
-        Why::FrameLen => "it is better known which frames it carries",
+        Why::FrameLen => "it is better known which packets it carries",
         Why::Dead => "the path before did not answer any more",
         Why::DataLost => "the path before lost data or long packets",
         Why::Withdrawn => "the address or interface before is gone",

@@ -6,9 +6,8 @@ use millrace_config::paths::{PathKind, PeerPath};
 use millrace_path::candidate::CandidateKind;
 use millrace_path::finder::{PathState, Report};
 use millrace_path::nat::{Filtering, Mapping, Nat};
-use millrace_path::output::Why;
 
-use crate::answers::{problem, why_text};
+use crate::answers::problem;
 use crate::gateway::{Gateway, Peer};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +34,10 @@ pub(crate) fn of(
         return say("The data plane was not asked for the peer's key yet.", "");
     };
     match path.path {
-        PathKind::Direct if path.reason == why_text(Why::FrameLen) => {
-            say("Direct, with shorter frames than the tunnel's longest.", "Lower the MTU.")
+        PathKind::Direct if path.shortened => {
+            let advice =
+                "Senders are told how long packets may be; an MTU as small saves them that.";
+            say("Direct, for shorter packets than the tunnel's longest.", advice)
         }
         PathKind::Direct => say("Direct: a proven path is in use.", ""),
         PathKind::Plain => say(

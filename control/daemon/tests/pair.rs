@@ -186,6 +186,9 @@ fn a_path_for_shorter_packets_is_used_for_them() {
     let shown = millrace(a, &["status", a.gateway.interface()]);
     let text = String::from_utf8(shown.stdout).unwrap();
     assert!(text.contains("packets up to 1280 B"), "{text}");
+    let why = millrace(a, &["why", &key_of_peer(a), "--interface", a.gateway.interface()]);
+    let text = String::from_utf8(why.stdout).unwrap();
+    assert!(text.contains("Direct, for shorter packets than the tunnel's longest."), "{text}");
     let path = a.status().unwrap()["paths"]["peers"][0].clone();
     assert_eq!(path["path"], "direct", "{path}");
     assert_eq!(flow.finish().all().lost, 0);
