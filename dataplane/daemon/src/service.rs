@@ -134,11 +134,13 @@ impl Service {
             self.is_up = up;
             let state = if up { "up" } else { "down" };
             tracing::info!(interface = self.settings.config.interface.name, state, "set by hand");
-            // Fails only while the data plane is stopping.
-            let _ = self.control.set_up(up);
+            // Routes before sessions: the answer to a packet that waited at the peer would else leave
+            // in the clear.
             if up && let Err(failure) = self.put_addresses(&self.settings.config) {
                 tracing::error!("the interface is up, but not as configured: {failure}");
             }
+            // Fails only while the data plane is stopping.
+            let _ = self.control.set_up(up);
         }
     }
 
