@@ -21,7 +21,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::io::netlink::{Netlink, family};
 
 /// One interface, found by its name once.
@@ -33,7 +33,7 @@ pub struct Interface {
 
 impl Interface {
     pub fn open(name: &str) -> Result<Self, Failure> {
-        let failed = |e: io::Error| Failure::from_io(&format!("asking for {name}"), &e);
+        let failed = |e: io::Error| failure::of_io(&format!("asking for {name}"), &e);
         let found =
             Netlink::new().and_then(|netlink| netlink.link_by_name(name)).map_err(failed)?;
         let link = found.ok_or_else(|| gone(&format!("looking for {name}")))?;
@@ -221,7 +221,7 @@ impl Interface {
                 format!("{doing}: {error}"),
                 "IPv6 is off on this host: turn it on, or leave IPv6 out of the configuration",
             ),
-            _ => Failure::from_io(&doing, error),
+            _ => failure::of_io(&doing, error),
         }
     }
 }

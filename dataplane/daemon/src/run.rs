@@ -25,7 +25,7 @@ use crate::clock::SuspendWatch;
 use crate::control::{self, About, ControlHandle};
 use crate::device_uapi::RefusedPeers;
 use crate::facts::Facts;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::io::detour::{self, Detour};
 use crate::io::icmp::IcmpSender;
 use crate::io::lane::{Lane, Mailbox};
@@ -91,7 +91,7 @@ impl Dataplane {
         // The first socket of the group: it settles the port. It must not share it with a program
         // of the same user, so it is bound alone first.
         let slow_udp = UdpSocket::bind_first(udp)?;
-        let port = slow_udp.port().map_err(|e| Failure::from_io("asking for the UDP port", &e))?;
+        let port = slow_udp.port().map_err(|e| failure::of_io("asking for the UDP port", &e))?;
         let mut steering = Steering::load(port, options.cores.len(), SESSIONS_MAX);
         let mut sockets = options
             .cores
@@ -127,14 +127,14 @@ impl Dataplane {
         offloads.probe();
 
         let shared = Arc::new(Shared::new(SESSIONS_MAX));
-        let queue = SlowQueue::new().map_err(|e| Failure::from_io("making an eventfd", &e))?;
+        let queue = SlowQueue::new().map_err(|e| failure::of_io("making an eventfd", &e))?;
         let queue = Arc::new(queue);
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| Failure::from_io("making an eventfd", &e.into()))?;
+            .map_err(|e| failure::of_io("making an eventfd", &e.into()))?;
         let stop = Arc::new(stop);
         let (control, control_queue) =
-            control::channel().map_err(|e| Failure::from_io("making an eventfd", &e))?;
-        let suspend = SuspendWatch::new().map_err(|e| Failure::from_io("making a timer", &e))?;
+            control::channel().map_err(|e| failure::of_io("making an eventfd", &e))?;
+        let suspend = SuspendWatch::new().map_err(|e| failure::of_io("making a timer", &e))?;
         let timestamps = TimestampFile::open(options.timestamps.clone())?;
         let drops: Vec<Arc<DropCounters>> =
             (0..=options.cores.len()).map(|_| Arc::default()).collect();
@@ -162,7 +162,7 @@ impl Dataplane {
         let mut pulses = Vec::new();
         let mut new_pulse = |name: String| {
             let pulse = options.watchdog.then(|| Pulse::new(name)).transpose();
-            let pulse = pulse.map_err(|e| Failure::from_io("making an eventfd", &e))?;
+            let pulse = pulse.map_err(|e| failure::of_io("making an eventfd", &e))?;
             pulses.extend(pulse.clone());
             Ok::<_, Failure>(pulse)
         };
@@ -229,7 +229,7 @@ impl Dataplane {
                 let _ = signal_hook::low_level::raise(signal_hook::consts::SIGTERM);
                 end
             })
-            .map_err(|e| Failure::from_io("starting a thread", &e))?;
+            .map_err(|e| failure::of_io("starting a thread", &e))?;
         Ok(Self { control, listen_port: port, pulses, slow, workers })
     }
 
@@ -351,7 +351,7 @@ fn spawn_worker(worker: Worker, number: usize, core: usize) -> Result<JoinHandle
     thread::Builder::new()
         .name(format!("worker-{number}"))
         .spawn(run)
-        .map_err(|e| Failure::from_io("starting a thread", &e))
+        .map_err(|e| failure::of_io("starting a thread", &e))
 }
 
 /// Asks for all that is wanted, then for less, until the kernel agrees.

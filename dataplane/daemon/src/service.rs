@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sd_notify::NotifyState;
 
 use crate::control::{About, ControlHandle, Refusal};
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::interface::Interface;
 use crate::look_up::LookUps;
 use crate::run::{Dataplane, Options};
@@ -33,7 +33,7 @@ const STATE_DIRECTORY: &str = "/var/lib/millrace";
 
 /// Runs until SIGTERM or SIGINT, or until something fails that the data plane needs.
 pub fn run(settings: Settings) -> Result<(), Failure> {
-    let failed = |e: io::Error| Failure::from_io("catching signals", &e);
+    let failed = |e: io::Error| failure::of_io("catching signals", &e);
     // First of all, so that no thread is ever killed by a signal that it should have caught.
     let signals = Signals::catch().map_err(failed)?;
     let name = settings.config.interface.name.clone();
@@ -70,7 +70,7 @@ impl Service {
         signals: Signals,
         watchdog: Option<Watchdog>,
     ) -> Result<Self, Failure> {
-        let failed = |e: io::Error| Failure::from_io("asking for news of interfaces", &e);
+        let failed = |e: io::Error| failure::of_io("asking for news of interfaces", &e);
         let links = Monitor::new().map_err(failed)?;
         let config = &settings.config;
         let interface = Interface::open(&config.interface.name)?;
@@ -233,7 +233,7 @@ fn options(config: &Config) -> Result<Options, Failure> {
     };
     let directory = Path::new(STATE_DIRECTORY);
     fs::create_dir_all(directory)
-        .map_err(|e| Failure::from_io(&format!("making {STATE_DIRECTORY}"), &e))?;
+        .map_err(|e| failure::of_io(&format!("making {STATE_DIRECTORY}"), &e))?;
     let interface = &config.interface;
     Ok(Options {
         interface: interface.name.clone(),
@@ -265,7 +265,7 @@ fn routes(config: &Config) -> Vec<IpNet> {
 
 fn refused(refusal: &Refusal) -> Failure {
     if refusal.errno == Errno::Permission {
-        return Failure::from_io(&refusal.why, &io::Error::from_raw_os_error(libc::EPERM));
+        return failure::of_io(&refusal.why, &io::Error::from_raw_os_error(libc::EPERM));
     }
     let cure = "the configuration asks for more than this device can do: change it";
     Failure::new(Exit::Error, refusal.why.clone(), cure)
@@ -279,7 +279,7 @@ impl PidFile {
         let path = Path::new(RUN_DIRECTORY).join(format!("{interface}.pid"));
         fs::create_dir_all(RUN_DIRECTORY)
             .and_then(|()| fs::write(&path, format!("{}\n", std::process::id())))
-            .map_err(|e| Failure::from_io(&format!("writing {}", path.display()), &e))?;
+            .map_err(|e| failure::of_io(&format!("writing {}", path.display()), &e))?;
         Ok(Self(path))
     }
 }

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 
 /// TAI64N: eight bytes of seconds, four of nanoseconds, big-endian.
 pub type Timestamp = [u8; 12];
@@ -37,7 +37,7 @@ impl TimestampFile {
             })?),
             Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
             Some(Err(error)) => {
-                return Err(Failure::from_io("reading the newest handshake timestamp", &error));
+                return Err(failure::of_io("reading the newest handshake timestamp", &error));
             }
         };
         Ok(Self { path, newest, complained: false })

@@ -19,7 +19,7 @@ use millrace_config::uapi::{Errno, Request, errno_text};
 use zeroize::Zeroizing;
 
 use crate::control::ControlHandle;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 
 const DIRECTORY: &str = "/run/wireguard";
 const CLIENTS_MAX: usize = 16;
@@ -36,8 +36,7 @@ impl UapiSocket {
     /// Listens, and serves on threads of its own.
     pub fn start(interface: &str, control: ControlHandle) -> Result<Self, Failure> {
         let path = Path::new(DIRECTORY).join(format!("{interface}.sock"));
-        let failed =
-            |e: io::Error| Failure::from_io(&format!("listening on {}", path.display()), &e);
+        let failed = |e: io::Error| failure::of_io(&format!("listening on {}", path.display()), &e);
         fs::create_dir_all(DIRECTORY).map_err(failed)?;
         if UnixStream::connect(&path).is_ok() {
             return Err(Failure::new(

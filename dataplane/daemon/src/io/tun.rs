@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use millrace_config::Exit;
 use millrace_wg::vnet::VnetHdr;
 
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 
 /// A read returns at most a header and a packet of 64 KiB.
 pub const READ_LEN: usize = VnetHdr::LEN + 65_535;
@@ -58,7 +58,7 @@ impl TunQueue {
                 format!("opening {path}: {error}"),
                 "load the kernel's TUN driver: modprobe tun",
             ),
-            _ => Failure::from_io(&format!("opening {path}"), &error),
+            _ => failure::of_io(&format!("opening {path}"), &error),
         })?;
         let mut request = interface_request(name)?;
         // Truncation is intended: the kernel's field is 16 bits and all flags fit.
@@ -73,7 +73,7 @@ impl TunQueue {
                     format!("making the interface {name}: {error}"),
                     "an interface of that name exists: stop its owner or choose another name",
                 ),
-                _ => Failure::from_io(&format!("making the interface {name}"), &error),
+                _ => failure::of_io(&format!("making the interface {name}"), &error),
             });
         }
         Ok(Self { file })

@@ -14,7 +14,7 @@ use std::time::Duration;
 use millrace_wg::{Drop, Endpoint};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 
 /// Messages that one call receives at most.
 pub const MESSAGES: usize = 32;
@@ -58,7 +58,7 @@ impl UdpSocket {
                 Err(_) if left > 0 => thread::sleep(PORT_PAUSE),
                 Err(error) => {
                     let doing = format!("binding UDP port {}", options.port);
-                    return Err(Failure::from_io(&doing, &error));
+                    return Err(failure::of_io(&doing, &error));
                 }
                 Ok(()) => break,
             }
@@ -72,25 +72,25 @@ impl UdpSocket {
             Ok(socket) => (socket, true),
             Err(_) => {
                 let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP));
-                (socket.map_err(|e| Failure::from_io(&doing("making a socket"), &e))?, false)
+                (socket.map_err(|e| failure::of_io(&doing("making a socket"), &e))?, false)
             }
         };
         let udp = Self { socket, v6 };
-        udp.configure().map_err(|e| Failure::from_io(&doing("setting up a socket"), &e))?;
-        udp.set_mark(options.fwmark).map_err(|e| Failure::from_io(&doing("setting fwmark"), &e))?;
+        udp.configure().map_err(|e| failure::of_io(&doing("setting up a socket"), &e))?;
+        udp.set_mark(options.fwmark).map_err(|e| failure::of_io(&doing("setting fwmark"), &e))?;
         match udp.bind_to(v6, options.port) {
             // A kernel that makes IPv6 sockets but has no IPv6 address, not even "any".
             Err(error) if v6 && error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
                 let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))
-                    .map_err(|e| Failure::from_io(&doing("making a socket"), &e))?;
+                    .map_err(|e| failure::of_io(&doing("making a socket"), &e))?;
                 let udp = Self { socket, v6: false };
                 udp.configure()
                     .and_then(|()| udp.set_mark(options.fwmark))
                     .and_then(|()| udp.bind_to(false, options.port))
-                    .map_err(|e| Failure::from_io(&doing("binding"), &e))?;
+                    .map_err(|e| failure::of_io(&doing("binding"), &e))?;
                 Ok(udp)
             }
-            Err(error) => Err(Failure::from_io(&doing("binding"), &error)),
+            Err(error) => Err(failure::of_io(&doing("binding"), &error)),
             Ok(()) => Ok(udp),
         }
     }
