@@ -6,7 +6,9 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use millrace_lab::gateway::own_program;
-use millrace_lab::nat::{Fault, Filtering, Internet, Mapping, Nat, PortMapping, RouterOptions};
+use millrace_lab::nat::{
+    Fault, Filtering, Host, Internet, Mapping, Nat, PortMapping, Router, RouterOptions,
+};
 use millrace_lab::{Connection, Lab, Node, NodeOptions, Pair, Relay, wait_for};
 use serde_json::Value;
 
@@ -26,6 +28,14 @@ fn key_of_peer(node: &Node) -> String {
 fn wait_until_direct(pair: &Pair) {
     let is_direct = |node: &Node| node.status().unwrap()["paths"]["peers"][0]["path"] == "direct";
     wait_for("direct paths", LIMIT, || pair.nodes.iter().all(is_direct).then_some(())).unwrap();
+}
+
+/// Two routers of the usual kind, and a host behind each.
+fn homes(lab: &Lab, internet: &Internet) -> ([Router; 2], [Host; 2]) {
+    let router = |name: &str| internet.router(lab, name, RouterOptions::default()).unwrap();
+    let routers = [router("ra"), router("rb")];
+    let hosts = [routers[0].host(lab, "a").unwrap(), routers[1].host(lab, "b").unwrap()];
+    (routers, hosts)
 }
 
 #[test]
@@ -119,9 +129,7 @@ fn a_data_plane_that_is_killed_gets_its_paths_back() {
     let lab = Lab::new().unwrap();
     let internet = Internet::new(&lab).unwrap();
     let relay = Relay::start(&lab, &internet).unwrap();
-    let router = |name: &str| internet.router(&lab, name, RouterOptions::default()).unwrap();
-    let routers = [router("ra"), router("rb")];
-    let hosts = [routers[0].host(&lab, "a").unwrap(), routers[1].host(&lab, "b").unwrap()];
+    let (_routers, hosts) = homes(&lab, &internet);
     let options = [NodeOptions::default(), NodeOptions::default()];
     let mut pair = Pair::start(&lab, &relay, hosts, options, 0).unwrap();
     let flow = pair.flow(0, Duration::from_millis(10)).unwrap();
@@ -163,10 +171,8 @@ fn a_path_for_shorter_packets_is_used_for_them() {
     let lab = Lab::new().unwrap();
     let internet = Internet::new(&lab).unwrap();
     let relay = Relay::start(&lab, &internet).unwrap();
-    let router = |name: &str| internet.router(&lab, name, RouterOptions::default()).unwrap();
-    let routers = [router("ra"), router("rb")];
+    let (routers, hosts) = homes(&lab, &internet);
     routers[0].set_faults(&[Fault::DropLongerThan(1400)]).unwrap();
-    let hosts = [routers[0].host(&lab, "a").unwrap(), routers[1].host(&lab, "b").unwrap()];
     let options = [NodeOptions::default(), NodeOptions::default()];
     let pair = Pair::start(&lab, &relay, hosts, options, 0).unwrap();
     let flow = pair.flow(0, Duration::from_millis(10)).unwrap();
@@ -210,8 +216,7 @@ fn a_control_that_is_killed_renews_what_its_router_opened() {
     let lab = Lab::new().unwrap();
     let internet = Internet::new(&lab).unwrap();
     let relay = Relay::start(&lab, &internet).unwrap();
-    let router = |name: &str| internet.router(&lab, name, RouterOptions::default()).unwrap();
-    let routers = [router("ra"), router("rb")];
+    let (routers, hosts) = homes(&lab, &internet);
     let _miniupnpd = routers[0].start_port_mapping(&lab, PortMapping::All).unwrap();
     let home = routers[0].namespace();
     home.exec_with_input("nft -f -", NONCES).unwrap();
@@ -222,7 +227,6 @@ fn a_control_that_is_killed_renews_what_its_router_opened() {
             elements.split(['}', ',']).map(str::trim).filter(|word| word.starts_with("0x"));
         nonces.map(str::to_owned).collect::<Vec<_>>()
     };
-    let hosts = [routers[0].host(&lab, "a").unwrap(), routers[1].host(&lab, "b").unwrap()];
     let asks = NodeOptions { discovery: String::new(), ..NodeOptions::default() };
     let mut pair = Pair::start(&lab, &relay, hosts, [asks, NodeOptions::default()], 0).unwrap();
     let mapped = |pair: &Pair| {
