@@ -16,8 +16,8 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// The data plane's program.
 const DATAPLANE: &str = "millrace-dataplane";
 
-/// Where the tools of scripts/setup are, unless MILLRACE_LAB_TOOLS says otherwise.
-const TOOLS: &str = "/opt/millrace-lab/bin";
+/// Where scripts/setup puts programs, in `bin`, unless MILLRACE_LAB_ROOT says otherwise.
+const LAB_ROOT: &str = "/opt/millrace-lab";
 
 /// Whose WireGuard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,22 +140,13 @@ impl Implementation {
 
     /// Its program; an error that names the cure if it is not there.
     pub fn program(self) -> Result<PathBuf> {
-        let tools = env::var_os("MILLRACE_LAB_TOOLS").map_or(PathBuf::from(TOOLS), PathBuf::from);
-        let (path, cure) = match self {
-            Self::Millrace => return own_program(DATAPLANE),
-            Self::WireguardGo => (tools.join("wireguard-go"), "scripts/setup"),
-            Self::WireguardGoDebian => (PathBuf::from("/usr/bin/wireguard-go"), "scripts/setup"),
-            Self::Boringtun => (tools.join("boringtun-cli"), "scripts/setup"),
-            Self::Gotatun => (tools.join("gotatun"), "scripts/setup"),
-        };
-        if path.exists() {
-            return Ok(path);
+        match self {
+            Self::Millrace => own_program(DATAPLANE),
+            Self::WireguardGo => installed_program("wireguard-go"),
+            Self::WireguardGoDebian => installed("/usr/bin/wireguard-go".into()),
+            Self::Boringtun => installed_program("boringtun-cli"),
+            Self::Gotatun => installed_program("gotatun"),
         }
-        Err(Error::Unexpected(format!(
-            "{} is missing: {} does not exist; run {cure}",
-            self.name(),
-            path.display()
-        )))
     }
 }
 
@@ -369,6 +360,19 @@ fn write_secret(path: &Path, key: &str) -> Result<()> {
 
 fn socket_path(interface: &str) -> PathBuf {
     Path::new("/run/wireguard").join(format!("{interface}.sock"))
+}
+
+/// A program of the lab; an error that names the cure if it is not there.
+pub fn installed_program(name: &str) -> Result<PathBuf> {
+    let root = env::var_os("MILLRACE_LAB_ROOT").unwrap_or_else(|| LAB_ROOT.into());
+    installed(Path::new(&root).join("bin").join(name))
+}
+
+fn installed(path: PathBuf) -> Result<PathBuf> {
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(Error::Unexpected(format!("{} does not exist; run scripts/setup", path.display())))
 }
 
 /// A program of this build: beside MILLRACE_DATAPLANE, or beside the running executable.

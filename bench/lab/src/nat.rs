@@ -16,6 +16,7 @@
 //! will not do for IPv4, because miniupnpd and tayga refuse them.
 
 mod coturn;
+mod derper;
 mod faults;
 mod host;
 mod internet;
@@ -26,6 +27,7 @@ mod services;
 mod wire;
 
 pub use coturn::{STUN_PORT, STUN_V4, STUN_V6};
+pub use derper::DERPER_PORT;
 pub use faults::{Direction, Fault};
 pub use host::Host;
 pub use internet::{Internet, RELAY_NAME, SERVER_V4, SERVER_V6, names_for};

@@ -8,20 +8,14 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use millrace_lab::nat::{
-    Fault, Filtering, Hairpin, Host, Internet, Ipv6, Mapping, Nat, Policy, PortMapping, Router,
-    RouterOptions, SERVER_V4, STUN_PORT, STUN_V4, STUN_V6, names_for,
+    DERPER_PORT, Fault, Filtering, Hairpin, Host, Internet, Ipv6, Mapping, Nat, Policy,
+    PortMapping, Router, RouterOptions, SERVER_V4, STUN_PORT, STUN_V4, STUN_V6, names_for,
 };
 use millrace_lab::relay::Relay;
 use millrace_lab::{Daemon, Lab};
 use serde_json::Value;
-
-/// A loaded machine starts a daemon within this.
-const LIMIT: Duration = Duration::from_secs(20);
-/// Where derper's -dev serves HTTP.
-const DERPER_PORT: u16 = 3340;
 
 /// An internet with coturn, which can answer from two addresses and two ports of each family.
 struct World {
@@ -47,16 +41,7 @@ impl World {
 
     /// An unmodified derper: HTTP on 3340, STUN on 3478.
     fn derper(&self) -> Daemon {
-        let mut command = self.internet.server.command("/opt/millrace-lab/bin/derper");
-        command.args(["-dev", "-c"]).arg(self.lab.directory().join("derper.json"));
-        let mut daemon = Daemon::start(self.lab.directory(), "derper", command)
-            .unwrap_or_else(|error| panic!("{error}; scripts/setup builds derper"));
-        let listens = || {
-            let at = (SERVER_V4[0], DERPER_PORT);
-            self.internet.server.run(|| TcpStream::connect(at)).ok().map(drop)
-        };
-        daemon.wait_for("its port", LIMIT, listens).unwrap();
-        daemon
+        self.internet.start_derper(&self.lab, true).unwrap()
     }
 
     /// The exit code and the document, which conforms to its schema.

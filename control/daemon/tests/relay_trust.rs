@@ -3,20 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use millrace_lab::gateway::own_program;
 use millrace_lab::nat::{
-    Host, Internet, PROXY_PORT, RELAY_NAME, Router, RouterOptions, SERVER_V4, names_for,
+    DERPER_PORT, Host, Internet, PROXY_PORT, RELAY_NAME, Router, RouterOptions, SERVER_V4,
+    names_for,
 };
 use millrace_lab::{Daemon, Lab, Node, NodeOptions, Pair, Relay, wait_for};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(30);
-/// Where derper's -dev serves HTTP.
-const DERPER_PORT: u16 = 3340;
 
 /// A relay with a certificate that it signed itself, and two hosts; the first is looked at.
 struct World {
@@ -90,17 +88,7 @@ impl World {
 
     /// An unmodified derper without TLS.
     fn derper(&self) -> Daemon {
-        let program = "/opt/millrace-lab/bin/derper";
-        let mut command = self.internet.server.command(program);
-        command.args(["-dev", "-stun=false", "-c"]).arg(self.lab.directory().join("derper.json"));
-        let mut daemon = Daemon::start(self.lab.directory(), "derper", command)
-            .unwrap_or_else(|error| panic!("{error}; scripts/setup builds derper"));
-        let listens = || {
-            let at = (SERVER_V4[0], DERPER_PORT);
-            self.internet.server.run(|| TcpStream::connect(at)).ok().map(drop)
-        };
-        daemon.wait_for("its port", LIMIT, listens).unwrap();
-        daemon
+        self.internet.start_derper(&self.lab, false).unwrap()
     }
 
     /// The first server of `millrace netcheck`.

@@ -135,10 +135,7 @@ fn inside(namespace: &Namespace) -> impl Fn(PathBuf) -> Command + Send + Sync + 
 
 /// A program of the lab, or what to do about it.
 pub fn peer(program: &str) -> PathBuf {
-    let root = std::env::var("MILLRACE_LAB_ROOT").unwrap_or_else(|_| "/opt/millrace-lab".into());
-    let path = Path::new(&root).join("bin").join(program);
-    assert!(path.exists(), "{} is missing: run scripts/setup", path.display());
-    path
+    gateway::installed_program(program).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// An authority and what it signed.

@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use millrace_lab::gateway::installed_program;
 use millrace_lab::{Daemon, Namespace};
 use millrace_path::derp::{ClientInfo, Cutter, Frame, Kind, MeshKey, ServerInfo};
 use millrace_path::sealed::{BoxKey, PublicKey, SecretKey};
@@ -330,8 +331,5 @@ impl Peer {
 
 /// A program of the lab, or what to do about it.
 pub fn lab(program: &str) -> PathBuf {
-    let root = std::env::var("MILLRACE_LAB_ROOT").unwrap_or_else(|_| "/opt/millrace-lab".into());
-    let path = Path::new(&root).join("bin").join(program);
-    assert!(path.exists(), "{} is missing: run scripts/setup", path.display());
-    path
+    installed_program(program).unwrap_or_else(|error| panic!("{error}"))
 }
