@@ -31,12 +31,13 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Small packets side by side, a few and a full group, and one that has whole strips of every
-    /// back-end and a rest: between them they take every way through the code.
-    pub const ALL: [Self; 3] = [
+    /// Small packets side by side, a few and a full group, one that has whole strips of every
+    /// back-end and a rest, and long ones in pairs.
+    pub const ALL: [Self; 4] = [
         Self { packets: 4, bytes: 64 },
         Self { packets: 16, bytes: 64 },
         Self { packets: 1, bytes: 2100 },
+        Self { packets: 24, bytes: 1420 },
     ];
 }
 

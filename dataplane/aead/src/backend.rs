@@ -17,7 +17,7 @@ pub enum Backend {
     Ring,
     /// Eight lanes, several packets at a time.
     Avx2,
-    /// Thirty-two lanes, several packets at a time. Needs F, BW, VL, IFMA and VBMI2.
+    /// Thirty-two lanes, several packets at a time. Needs F, BW, VL, IFMA and VBMI2, and BMI2.
     Avx512,
 }
 

@@ -144,21 +144,28 @@ impl Choice {
 
 /// Packets to measure with, and to test with.
 struct Batch {
-    key: SealingKey,
+    keys: Vec<SealingKey>,
     packets: Vec<Vec<u8>>,
 }
 
 impl Batch {
     fn new(packets: usize, len: usize) -> Self {
+        Self::with_keys(packets, len, 1)
+    }
+
+    /// The packets' keys take turns.
+    fn with_keys(packets: usize, len: usize, keys: usize) -> Self {
         let packet = (0..len + TAG_LEN).map(|at| at as u8).collect();
-        Self { key: SealingKey::new([0x5a; 32]), packets: vec![packet; packets] }
+        Self {
+            keys: (0..keys).map(|nth| SealingKey::new(key(nth))).collect(),
+            packets: vec![packet; packets],
+        }
     }
 
     fn seal(&mut self, backend: Backend) {
-        let jobs = self.packets.iter_mut().enumerate();
-        let mut jobs: Vec<SealJob<'_>> = jobs
-            .map(|(nth, packet)| SealJob { key: &self.key, counter: nth as u64, packet })
-            .collect();
+        let jobs = self.packets.iter_mut().enumerate().zip(self.keys.iter().cycle());
+        let mut jobs: Vec<SealJob<'_>> =
+            jobs.map(|((nth, packet), key)| SealJob { key, counter: nth as u64, packet }).collect();
         backend.seal_batch(black_box(&mut jobs));
     }
 
@@ -172,16 +179,33 @@ impl Batch {
     }
 }
 
+/// Of those that a batch has in turn.
+fn key(nth: usize) -> [u8; 32] {
+    [0x5a ^ nth as u8; 32]
+}
+
 /// Whether `backend` seals as `ring` does, opens what was sealed, and refuses what was changed, on
 /// batches that take each of its ways.
 fn is_right(backend: Backend) -> bool {
-    [(1, 0), (1, 1424), (3, 63), (8, 600), (16, 64), (20, 1424), (33, 100), (2, 9000)]
-        .into_iter()
-        .all(|(packets, len)| is_right_on(backend, packets, len))
+    const SHAPES: [(usize, usize); 9] = [
+        (1, 0),
+        (1, 1424),
+        (3, 63),
+        (8, 600),
+        (16, 64),
+        (20, 1424),
+        (33, 100),
+        (41, 1420),
+        (2, 9000),
+    ];
+    [1, 2].into_iter().all(|keys| {
+        SHAPES.into_iter().all(|(packets, len)| is_right_on(backend, packets, len, keys))
+    })
 }
 
-fn is_right_on(backend: Backend, packets: usize, len: usize) -> bool {
-    let (mut expected, mut seen) = (Batch::new(packets, len), Batch::new(packets, len));
+fn is_right_on(backend: Backend, packets: usize, len: usize, keys: usize) -> bool {
+    let batch = || Batch::with_keys(packets, len, keys);
+    let (mut expected, mut seen) = (batch(), batch());
     let plain = seen.packets.clone();
     expected.seal(Backend::Ring);
     seen.seal(backend);
@@ -191,10 +215,10 @@ fn is_right_on(backend: Backend, packets: usize, len: usize) -> bool {
     let damaged = packets / 2;
     let bit_at = (len + TAG_LEN) / 2;
     seen.packets[damaged][bit_at] ^= 0x10;
-    let key = OpeningKey::new([0x5a; 32]);
-    let jobs = seen.packets.iter_mut().enumerate();
+    let opening: Vec<OpeningKey> = (0..keys).map(|nth| OpeningKey::new(key(nth))).collect();
+    let jobs = seen.packets.iter_mut().enumerate().zip(opening.iter().cycle());
     let mut jobs: Vec<OpenJob<'_>> = jobs
-        .map(|(nth, packet)| OpenJob { key: &key, counter: nth as u64, packet, verified: false })
+        .map(|((nth, packet), key)| OpenJob { key, counter: nth as u64, packet, verified: false })
         .collect();
     backend.open_batch(&mut jobs);
     jobs.iter().zip(&plain).enumerate().all(|(nth, (job, plain))| {

@@ -19,7 +19,7 @@ pub(crate) const TEXTS_MAX: usize = 16;
 /// Longer packets do not exist; `ring` takes them.
 pub(crate) const TEXT_LEN_MAX: usize = 65_536;
 /// Packets that are sorted by length together. A data plane's batch is as long.
-const SORTED_MAX: usize = 64;
+pub(crate) const SORTED_MAX: usize = 64;
 /// The most that a back-end has.
 pub(crate) const LANES_MAX: usize = 32;
 /// Lanes that are handed out at once, of which some may be too many.
@@ -34,6 +34,12 @@ pub(crate) const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0
 pub(crate) trait Engine: Copy {
     /// ChaCha20 blocks at a time, at most 32.
     const LANES: usize;
+
+    /// Works on the long texts, if there are many, in a way of the engine's own. They are sorted by
+    /// length, at most [`SORTED_MAX`]. Returns the others.
+    fn work_on_long<'i, 'a>(self, items: &'i mut [Item<'a>]) -> &'i mut [Item<'a>] {
+        items
+    }
 
     /// Writes the keystream of [`Self::LANES`] lanes, from the lane `from`; of lanes that do not
     /// exist, any or none.
@@ -59,6 +65,25 @@ pub(crate) struct Item<'a> {
     pub(crate) tag: &'a mut [u8; TAG_LEN],
     /// Set when opening.
     pub(crate) verified: Option<&'a mut bool>,
+}
+
+impl Item<'_> {
+    /// With the tag that the ciphertext should have: sealing writes it, opening compares.
+    #[inline(always)]
+    pub(crate) fn settle(&mut self, tag: &[u8; TAG_LEN]) {
+        match &mut self.verified {
+            Some(verdict) => **verdict = is_equal(self.tag, tag),
+            None => *self.tag = *tag,
+        }
+    }
+
+    /// Opening: what is not authentic leaves nothing behind.
+    pub(crate) fn wipe_if_forged(&mut self) {
+        if self.verified.as_deref() == Some(&false) {
+            self.text.fill(0);
+            self.tag.fill(0);
+        }
+    }
 }
 
 /// Seals or opens packets, in any number. Texts have at most [`TEXT_LEN_MAX`] bytes.
@@ -116,7 +141,7 @@ impl Room {
         if !items.is_sorted_by_key(|item| item.text.len()) {
             items.sort_unstable_by_key(|item| item.text.len());
         }
-        for group in items.chunks_mut(TEXTS_MAX) {
+        for group in engine.work_on_long(items).chunks_mut(TEXTS_MAX) {
             self.work_on_group(engine, &mut Texts::new(group));
         }
     }
@@ -135,9 +160,7 @@ impl Room {
         if opens {
             let expected = engine.tags(first, texts);
             for (item, expected) in texts.items.iter_mut().zip(&expected) {
-                if let Some(verdict) = &mut item.verified {
-                    **verdict = is_equal(item.tag, expected);
-                }
+                item.settle(expected);
             }
         }
         // 3. The texts.
@@ -158,15 +181,12 @@ impl Room {
         // 4. Sealing: the tags of what is ciphertext now. Opening: what is not authentic goes.
         if opens {
             for item in &mut *texts.items {
-                if item.verified.as_deref() == Some(&false) {
-                    item.text.fill(0);
-                    item.tag.fill(0);
-                }
+                item.wipe_if_forged();
             }
         } else {
             let tags = engine.tags(first, texts);
             for (item, tag) in texts.items.iter_mut().zip(&tags) {
-                *item.tag = *tag;
+                item.settle(tag);
             }
         }
     }
@@ -188,7 +208,7 @@ pub(crate) struct Texts<'g, 'a> {
 
 impl<'g, 'a> Texts<'g, 'a> {
     /// Of at most [`TEXTS_MAX`] items.
-    fn new(items: &'g mut [Item<'a>]) -> Self {
+    pub(crate) fn new(items: &'g mut [Item<'a>]) -> Self {
         let first = items.first().map(|item| item.key);
         let common_key =
             first.filter(|first| items.iter().all(|item| std::ptr::eq(item.key, *first)));

@@ -8,7 +8,6 @@ use millrace_aead::{
     Backend, OpenJob, OpeningKey, SealJob, SealingKey, TAG_LEN, open_batch, seal_batch,
 };
 use proptest::prelude::*;
-use proptest::sample::Index;
 
 /// Room behind every packet, which must stay as it is.
 const BEHIND: usize = 64;
@@ -97,14 +96,14 @@ impl Batch {
         (jobs.iter().map(|job| job.verified).collect(), buffers)
     }
 
-    /// Seals, damages (a packet and a bit of it each), and opens, by `ring` and by all others.
-    fn check(&self, others: &[Backend], damages: &[(Index, Index)]) {
+    /// Seals, damages (a packet and a bit of it each, modulo their numbers), and opens, by `ring` and by all others.
+    fn check(&self, others: &[Backend], damages: &[(usize, usize)]) {
         let sealed = self.sealed(|jobs| Backend::Ring.seal_batch(jobs));
         let mut damaged = sealed.clone();
         for (packet, bit) in damages {
-            let nth = packet.index(self.packets.len());
+            let nth = packet % self.packets.len();
             let Packet { offset, len, .. } = self.packets[nth];
-            let bit = bit.index((len + TAG_LEN) * 8);
+            let bit = bit % ((len + TAG_LEN) * 8);
             damaged[nth][offset + bit / 8] ^= 1 << (bit % 8);
         }
         let opened = self.opened(|jobs| Backend::Ring.open_batch(jobs), &damaged);
@@ -159,6 +158,25 @@ fn every_batch_size() {
             Batch::new(1, (0..count).map(|_| (len, 0))).check(&others, &[]);
         }
         Batch::new(256, (0..count).map(|nth| ((nth * 389) % 1500, 0))).check(&others, &[]);
+    }
+}
+
+/// Long texts in such numbers are worked on in pairs: of each length that ends otherwise, with
+/// partners that are longer, and of each number.
+#[test]
+fn many_long_packets() {
+    let others = others();
+    for len in 512..=512 + 5 * 64 {
+        Batch::new(1, [(len, len); 24]).check(&others, &[]);
+        Batch::new(3, (len..len + 25).map(|len| (len, 0))).check(&others, &[]);
+    }
+    for count in 16..=66 {
+        for (keys, len) in [(1, 1024), (2, 1420), (count, 1424), (1, 2100)] {
+            let damages = [(0, count), (count / 2, 7), (count - 1, 8 * len)];
+            Batch::new(keys, (0..count).map(|nth| (len, nth % 64))).check(&others, &damages);
+        }
+        Batch::new(2, (0..count).map(|nth| (400 + (nth * 389) % 9000, nth % 64)))
+            .check(&others, &[]);
     }
 }
 
@@ -242,7 +260,7 @@ proptest! {
     #[test]
     fn any_batch(
         batch in batches(),
-        damages in prop::collection::vec((any::<Index>(), any::<Index>()), 0..4),
+        damages in prop::collection::vec(any::<(usize, usize)>(), 0..4),
     ) {
         // Not `others`, which would say so 400 times.
         let all = Backend::ALL.into_iter().filter(|backend| backend.is_available());

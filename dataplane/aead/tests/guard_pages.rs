@@ -15,7 +15,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, m
 const PAGE_LEN: usize = 4096;
 /// What stands around a packet.
 const AROUND: u8 = 0xa5;
-const BATCHES: [usize; 6] = [1, 3, 8, 16, 17, 64];
+const BATCHES: [usize; 7] = [1, 3, 8, 16, 17, 25, 64];
 
 /// Pages between two that must not be touched.
 struct Guarded {

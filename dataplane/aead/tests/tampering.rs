@@ -10,8 +10,9 @@ const KEY: [u8; 32] = [0x42; 32];
 const COUNTER: u64 = 0x0123_4567_89ab_cdef;
 /// Of texts: below, at and above the blocks of Poly1305 and ChaCha20, and a full packet.
 const LENS: [usize; 8] = [0, 1, 15, 16, 17, 64, 100, 1424];
-/// A bad packet in the first, a middle and the last place; batches of one group and of two.
-const CROWDS: [(usize, usize); 4] = [(1, 0), (3, 1), (9, 8), (18, 17)];
+/// A bad packet in the first, a middle and the last place; batches of one group and of two, and so
+/// many that long texts are worked on in pairs, which the last one is not part of.
+const CROWDS: [(usize, usize); 7] = [(1, 0), (3, 1), (9, 8), (18, 17), (32, 0), (33, 9), (40, 39)];
 
 fn sealed(len: usize) -> Vec<u8> {
     seal_in_crowd(Backend::Ring, KEY, COUNTER, &text(len, 1), (1, 0))

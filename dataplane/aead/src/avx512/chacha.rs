@@ -7,14 +7,20 @@
 //! and the place of a lane are public.
 
 use std::arch::x86_64::*;
+use std::ptr;
 
 use crate::BLOCK_LEN;
 use crate::wide::{Block, CONSTANTS, Lanes, Texts};
 
+use super::pairs::Runs;
+use super::woven;
+
 /// Blocks at a time.
 pub(super) const LANES: usize = 2 * SET;
 /// Blocks of one set of registers.
-const SET: usize = 16;
+pub(super) const SET: usize = 16;
+/// Double rounds of a block.
+pub(super) const DOUBLE_ROUNDS: usize = 10;
 /// Bytes of [`LANES`] blocks.
 const STRIP_LEN: usize = LANES * BLOCK_LEN;
 
@@ -83,11 +89,11 @@ pub(super) fn apply_strips(key: &[u32; 8], counter: u64, text: &mut [u8], blocks
 }
 
 /// State words 0 to 11: constants and key.
-type Fixed = [__m512i; 12];
+pub(super) type Fixed = [__m512i; 12];
 
 /// Sixteen states before the first round.
 #[derive(Clone, Copy)]
-struct State<'s> {
+pub(super) struct State<'s> {
     fixed: &'s Fixed,
     /// Word 12.
     block: __m512i,
@@ -96,12 +102,19 @@ struct State<'s> {
 }
 
 impl<'s> State<'s> {
+    /// With the state words 12, 14 and 15.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn of(fixed: &'s Fixed, [block, low, high]: [__m512i; 3]) -> Self {
+        Self { fixed, block, counter: [low, high] }
+    }
+
     /// Of the lanes from the lane `from` on.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn new(fixed: &'s Fixed, lanes: &Lanes, from: usize) -> Self {
-        let [block, low, high] = lanes.words::<SET>(from);
-        Self { fixed, block: load_words(block), counter: [load_words(low), load_words(high)] }
+        let [block, low, high] = lanes.words(from);
+        Self::of(fixed, [load_words(block), load_words(low), load_words(high)])
     }
 
     #[inline]
@@ -122,17 +135,13 @@ fn fixed_words(texts: &Texts<'_, '_>, lanes: &Lanes, from: usize) -> Fixed {
     if let Some(key) = texts.common_key() {
         return fixed_words_of(key);
     }
-    let mut fixed = fixed_words_of(&[0; 8]);
-    for (to, words) in fixed[4..].iter_mut().zip(&lanes.keys::<SET>(texts, from)) {
-        *to = load_words(words);
-    }
-    fixed
+    fixed_words_from(&lanes.keys(texts, from))
 }
 
 /// Of one key for all lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn fixed_words_of(key: &[u32; 8]) -> Fixed {
+pub(super) fn fixed_words_of(key: &[u32; 8]) -> Fixed {
     let mut fixed = [_mm512_setzero_si512(); 12];
     for (to, &word) in fixed.iter_mut().zip(CONSTANTS.iter().chain(key)) {
         *to = _mm512_set1_epi32(word as i32);
@@ -161,7 +170,7 @@ macro_rules! quarter_rounds {
 #[target_feature(enable = "avx512f")]
 fn one_set(state: &State<'_>, to: &mut [Block; SET]) {
     let mut v = state.words();
-    for _ in 0..10 {
+    for _ in 0..DOUBLE_ROUNDS {
         quarter_rounds!([v], [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
         quarter_rounds!([v], [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
     }
@@ -170,14 +179,14 @@ fn one_set(state: &State<'_>, to: &mut [Block; SET]) {
 
 /// As [`one_set`], for two sets in four fifths of the time.
 #[target_feature(enable = "avx512f")]
-fn two_sets(
+pub(super) fn two_sets(
     first: &State<'_>,
     second: &State<'_>,
     to_first: &mut [Block; SET],
     to_second: &mut [Block; SET],
 ) {
     let (mut v, mut w) = (first.words(), second.words());
-    for _ in 0..10 {
+    for _ in 0..DOUBLE_ROUNDS {
         quarter_rounds!([v w], [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
         quarter_rounds!([v w], [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
     }
@@ -185,15 +194,75 @@ fn two_sets(
     finish(w, second, to_second);
 }
 
+/// Of a key in each lane, word by word.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn finish(mut v: [__m512i; 16], state: &State<'_>, to: &mut [Block; SET]) {
+pub(super) fn fixed_words_from(keys: &[[u32; SET]; 8]) -> Fixed {
+    let mut fixed = fixed_words_of(&[0; 8]);
+    for (to, words) in fixed[4..].iter_mut().zip(keys) {
+        *to = load_words(words);
+    }
+    fixed
+}
+
+/// As [`two_sets`], with `runs` woven in; adds the blocks to those at `places`.
+///
+/// # Safety
+///
+/// As for [`woven::double_rounds`], and the places are exposed addresses of blocks that can be read
+/// and written.
+#[inline]
+#[target_feature(enable = "avx512f,bmi2")]
+pub(super) unsafe fn add_woven(
+    first: &State<'_>,
+    second: &State<'_>,
+    runs: &Runs,
+    places: &[usize; LANES],
+) {
+    let (mut v, mut w) = (first.words(), second.words());
+    // SAFETY: the caller says so.
+    unsafe { woven::double_rounds(&mut v, &mut w, &runs.runs) };
+    for _ in runs.parts..DOUBLE_ROUNDS {
+        quarter_rounds!([v w], [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
+        quarter_rounds!([v w], [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
+    }
+    let (places, _) = places.as_chunks();
+    // SAFETY: the caller says so.
+    unsafe {
+        add_at(&places[0], blocks(v, first));
+        add_at(&places[1], blocks(w, second));
+    }
+}
+
+/// # Safety
+///
+/// The places are exposed addresses of blocks that can be read and written.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn add_at(places: &[usize; SET], blocks: [__m512i; SET]) {
+    for (place, block) in places.iter().zip(blocks) {
+        let place = ptr::with_exposed_provenance_mut(*place);
+        // SAFETY: the caller says so; the alignment does not matter.
+        unsafe { _mm512_storeu_si512(place, _mm512_xor_si512(_mm512_loadu_si512(place), block)) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn finish(v: [__m512i; 16], state: &State<'_>, to: &mut [Block; SET]) {
+    for (to, block) in to.iter_mut().zip(blocks(v, state)) {
+        store(to, block);
+    }
+}
+
+/// The final addition, and the transposition into whole blocks.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn blocks(mut v: [__m512i; 16], state: &State<'_>) -> [__m512i; SET] {
     for (word, before) in v.iter_mut().zip(state.words()) {
         *word = _mm512_add_epi32(*word, before);
     }
-    for (to, block) in to.iter_mut().zip(transpose(v)) {
-        store(to, block);
-    }
+    transpose(v)
 }
 
 /// From word `i` of every block in register `i` to block `i` in register `i`: first 4 × 4 words
@@ -264,7 +333,25 @@ fn store(to: &mut Block, block: __m512i) {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_words(words: &[u32; SET]) -> __m512i {
+pub(super) fn load_words(words: &[u32; SET]) -> __m512i {
     // SAFETY: the array has the 64 bytes that are read, at any alignment.
     unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+/// To the bytes of a part of a block, which has at least one; the others become zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn copy_part(to: &mut Block, part: &[u8]) {
+    let mask = !(u64::MAX << part.len());
+    // SAFETY: bytes beyond the slice's length are masked out.
+    store(to, unsafe { _mm512_maskz_loadu_epi8(mask, part.as_ptr().cast()) });
+}
+
+/// To a part of a block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn copy_to_part(part: &mut [u8], from: &Block) {
+    let mask = !(u64::MAX << part.len());
+    // SAFETY: bytes beyond the slice's length are masked out.
+    unsafe { _mm512_mask_storeu_epi8(part.as_mut_ptr().cast(), mask, load(from)) };
 }

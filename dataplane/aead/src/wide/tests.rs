@@ -11,7 +11,10 @@ use poly1305::universal_hash::{KeyInit, UniversalHash};
 
 use super::*;
 #[cfg(target_arch = "x86_64")]
-use crate::{avx2::Avx2, avx512::Avx512};
+use crate::{
+    avx2::Avx2,
+    avx512::{Avx512, LONG_LEN_MIN, tag_alone},
+};
 
 type OneTimeKey = [u8; 32];
 type Tag = [u8; TAG_LEN];
@@ -60,6 +63,28 @@ fn tags_of(engine: impl Engine, packets: &mut [(OneTimeKey, Vec<u8>)]) -> Vec<Ta
     engine.tags(&keys, &texts)[..texts.len()].to_vec()
 }
 
+/// Long texts in pairs, by rounds or alone: their tags.
+#[cfg(target_arch = "x86_64")]
+fn tags_in_pairs(
+    engine: Avx512,
+    packets: &mut [(OneTimeKey, Vec<u8>)],
+    in_rounds: bool,
+) -> Vec<Tag> {
+    let mut tags = vec![[0; TAG_LEN]; packets.len()];
+    let mut keys = vec![[0x99; BLOCK_LEN]; packets.len()];
+    let mut items: Vec<Item<'_>> = packets
+        .iter_mut()
+        .zip(&mut keys)
+        .zip(&mut tags)
+        .map(|(((key, text), block), tag)| {
+            block[..32].copy_from_slice(key);
+            Item { key: &[0; 8], counter: 0, text, tag, verified: None }
+        })
+        .collect();
+    engine.tags_in_pairs(&mut items, &keys, in_rounds);
+    tags
+}
+
 /// Compares the tags of a group, by every engine that runs here.
 fn check(mut packets: Vec<(OneTimeKey, Vec<u8>)>, what: &str) {
     let expected: Vec<Tag> = packets.iter().map(|(key, text)| expected(key, text)).collect();
@@ -70,6 +95,16 @@ fn check(mut packets: Vec<(OneTimeKey, Vec<u8>)>, what: &str) {
         }
         if let Some(engine) = Avx512::detect() {
             assert_eq!(tags_of(engine, &mut packets), expected, "avx512, {what}");
+            let alone = packets.iter().map(|(key, text)| tag_alone(key, text)).collect::<Vec<_>>();
+            assert_eq!(alone, expected, "one text alone, {what}");
+            let in_pairs = packets.len() / 2 * 2;
+            let shortest = packets.iter().map(|(_, text)| text.len()).min();
+            if in_pairs > 0 && shortest.is_some_and(|len| len >= LONG_LEN_MIN) {
+                for in_rounds in [true, false] {
+                    let tags = tags_in_pairs(engine, &mut packets[..in_pairs], in_rounds);
+                    assert_eq!(tags, expected[..in_pairs], "pairs, in rounds {in_rounds}, {what}");
+                }
+            }
         }
     }
 }
@@ -228,7 +263,13 @@ fn values_next_to_the_prime() {
 fn limbs_as_large_as_they_get() {
     let rs =
         [R_MAX, [255; 16], [0; 16], 4_u128.to_le_bytes(), (0xfff_fffc_u128 << 96).to_le_bytes()];
-    for len in (0..=130).chain([255, 256, 257, 1408, 1424, 4095, 65_535, TEXT_LEN_MAX]) {
+    for len in (0..=130).chain([255, 256, 257]).chain(512..=592).chain([
+        1408,
+        1424,
+        4095,
+        65_535,
+        TEXT_LEN_MAX,
+    ]) {
         for count in COUNTS {
             for byte in [0, 255, 0xfb] {
                 let packets = (0..count)

@@ -8,9 +8,10 @@ use std::io::{Write, stderr};
 use millrace_aead::{Backend, OpenJob, OpeningKey, SealJob, SealingKey, TAG_LEN};
 
 /// Batches of so many packets, with the place of the one that is looked at: each takes another way
-/// through the back-ends (one set of lanes or two, texts one by one or side by side, full groups).
-pub(crate) const CROWDS: [(usize, usize); 7] =
-    [(1, 0), (2, 1), (3, 0), (8, 7), (16, 4), (17, 16), (64, 40)];
+/// through the back-ends (one set of lanes or two, texts one by one or side by side, full groups,
+/// long texts in pairs and beside them).
+pub(crate) const CROWDS: [(usize, usize); 8] =
+    [(1, 0), (2, 1), (3, 0), (8, 7), (16, 4), (17, 16), (25, 24), (64, 40)];
 
 /// Every back-end that runs here. Says which do not, past the capture of the test's output: nobody
 /// should believe that they were tested.
@@ -30,7 +31,8 @@ pub(crate) fn backends() -> Vec<Backend> {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512ifma")
-            && is_x86_feature_detected!("avx512vbmi2");
+            && is_x86_feature_detected!("avx512vbmi2")
+            && is_x86_feature_detected!("bmi2");
         assert!(!has_avx512 || missing.is_empty(), "this CPU runs all, but {}", names(&missing));
         let has_avx2 = is_x86_feature_detected!("avx2");
         assert_eq!(has_avx2, here.contains(&Backend::Avx2));
