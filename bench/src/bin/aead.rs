@@ -366,8 +366,8 @@ fn table(op: Op, rows: &[Row], lengths: &[usize], clock_ghz: f64) {
                 figure(bytes, batch, backend).map_or("–".to_owned(), |ns| format!("{ns:.0}"))
             });
             let cells: Vec<String> = cells.collect();
-            let ours = figure(bytes, batch, "millrace").unwrap_or(f64::NAN);
-            let ring = figure(bytes, batch, "ring").unwrap_or(f64::NAN);
+            let ours = figure(bytes, batch, "millrace");
+            let ratio = figure(bytes, batch, "ring").zip(ours).map(|(ring, ours)| ring / ours);
             let mean = if bytes == MIX {
                 let lens = (0..batch).map(|nth| IMIX[nth % IMIX.len()]);
                 lens.sum::<usize>() as f64 / batch as f64
@@ -375,11 +375,11 @@ fn table(op: Op, rows: &[Row], lengths: &[usize], clock_ghz: f64) {
                 bytes as f64
             };
             println!(
-                "| {} | {batch} | {} | {:.2} × | {:.2} |",
+                "| {} | {batch} | {} | {} | {} |",
                 name_of(bytes),
                 cells.join(" | "),
-                ring / ours,
-                ours * clock_ghz / mean,
+                ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2} ×")),
+                ours.map_or("–".to_owned(), |ns| format!("{:.2}", ns * clock_ghz / mean)),
             );
         }
     }

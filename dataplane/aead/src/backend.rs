@@ -7,8 +7,9 @@ use std::str::FromStr;
 use crate::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use crate::avx512::Avx512;
-use crate::wide::{self, Engine, Item, TEXT_LEN_MAX};
-use crate::{OpenJob, SealJob, TAG_LEN};
+#[cfg(target_arch = "x86_64")]
+use crate::wide;
+use crate::{OpenJob, SealJob};
 
 /// An implementation of ChaCha20-Poly1305. Whichever is used, the bytes are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,9 +50,9 @@ impl Backend {
     pub fn seal_batch(self, jobs: &mut [SealJob<'_>]) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 if let Some(engine) = Avx2::detect() => seal_wide(engine, jobs),
+            Self::Avx2 if let Some(engine) = Avx2::detect() => wide::seal_batch(engine, jobs),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 if let Some(engine) = Avx512::detect() => seal_wide(engine, jobs),
+            Self::Avx512 if let Some(engine) = Avx512::detect() => wide::seal_batch(engine, jobs),
             _ => jobs.iter_mut().for_each(seal_by_ring),
         }
     }
@@ -60,46 +61,20 @@ impl Backend {
     pub fn open_batch(self, jobs: &mut [OpenJob<'_>]) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 if let Some(engine) = Avx2::detect() => open_wide(engine, jobs),
+            Self::Avx2 if let Some(engine) = Avx2::detect() => wide::open_batch(engine, jobs),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 if let Some(engine) = Avx512::detect() => open_wide(engine, jobs),
+            Self::Avx512 if let Some(engine) = Avx512::detect() => wide::open_batch(engine, jobs),
             _ => jobs.iter_mut().for_each(open_by_ring),
         }
     }
 }
 
-fn seal_by_ring(job: &mut SealJob<'_>) {
+pub(crate) fn seal_by_ring(job: &mut SealJob<'_>) {
     job.key.0.ring.seal(job.counter, job.packet);
 }
 
-fn open_by_ring(job: &mut OpenJob<'_>) {
+pub(crate) fn open_by_ring(job: &mut OpenJob<'_>) {
     job.verified = job.key.0.ring.open(job.counter, job.packet);
-}
-
-fn seal_wide(engine: impl Engine, jobs: &mut [SealJob<'_>]) {
-    let items = jobs.iter_mut().filter_map(|job| {
-        if job.packet.len() > TEXT_LEN_MAX + TAG_LEN {
-            seal_by_ring(job);
-            return None;
-        }
-        let (text, tag) = job.packet.split_last_chunk_mut()?;
-        Some(Item { key: &job.key.0.words, counter: job.counter, text, tag, verified: None })
-    });
-    wide::work(engine, items);
-}
-
-fn open_wide(engine: impl Engine, jobs: &mut [OpenJob<'_>]) {
-    let items = jobs.iter_mut().filter_map(|job| {
-        job.verified = false;
-        if job.packet.len() > TEXT_LEN_MAX + TAG_LEN {
-            open_by_ring(job);
-            return None;
-        }
-        let (text, tag) = job.packet.split_last_chunk_mut()?;
-        let verified = Some(&mut job.verified);
-        Some(Item { key: &job.key.0.words, counter: job.counter, text, tag, verified })
-    });
-    wide::work(engine, items);
 }
 
 impl fmt::Display for Backend {

@@ -10,7 +10,8 @@ use crate::{KEY_LEN, OpenJob, SealJob, open_batch, seal_batch};
 /// What both directions hold. Wiped when dropped.
 pub(crate) struct Key {
     pub(crate) ring: RingKey,
-    /// Little-endian words, as ChaCha20's state has them.
+    /// Little-endian words, as ChaCha20's state has them. Vector back-ends are all that wants them.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) words: Zeroizing<[u32; 8]>,
 }
 
@@ -47,10 +48,19 @@ impl OpeningKey {
 impl Key {
     fn new(key: [u8; KEY_LEN]) -> Self {
         let key = Zeroizing::new(key);
-        let mut words = Zeroizing::new([0; 8]);
-        for (word, bytes) in words.iter_mut().zip(key.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(*bytes);
+        Self {
+            ring: RingKey::new(&key),
+            #[cfg(target_arch = "x86_64")]
+            words: Zeroizing::new(words(&key)),
         }
-        Self { ring: RingKey::new(&key), words }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn words(key: &[u8; KEY_LEN]) -> [u32; 8] {
+    let mut words = [0; 8];
+    for (word, bytes) in words.iter_mut().zip(key.as_chunks().0) {
+        *word = u32::from_le_bytes(*bytes);
+    }
+    words
 }

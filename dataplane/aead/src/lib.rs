@@ -15,6 +15,7 @@ mod choice;
 pub mod fuzz;
 mod keys;
 mod ring_backend;
+#[cfg(target_arch = "x86_64")]
 mod wide;
 
 pub use backend::{Backend, UnknownBackend};
@@ -23,9 +24,6 @@ pub use keys::{OpeningKey, SealingKey};
 
 /// Bytes that sealing appends to a packet.
 pub const TAG_LEN: usize = 16;
-
-/// Bytes of a ChaCha20 block.
-const BLOCK_LEN: usize = 64;
 
 /// Bytes of a ChaCha20-Poly1305 key.
 pub const KEY_LEN: usize = 32;

@@ -12,8 +12,11 @@ use std::hint::black_box;
 
 use arrayvec::ArrayVec;
 
-use crate::{BLOCK_LEN, TAG_LEN};
+use crate::backend::{open_by_ring, seal_by_ring};
+use crate::{OpenJob, SealJob, TAG_LEN};
 
+/// Bytes of a ChaCha20 block.
+pub(crate) const BLOCK_LEN: usize = 64;
 /// Texts of a group: as many as sixteen lanes of one-time keys, or twice eight lanes of Poly1305.
 pub(crate) const TEXTS_MAX: usize = 16;
 /// Longer packets do not exist; `ring` takes them.
@@ -86,8 +89,36 @@ impl Item<'_> {
     }
 }
 
+/// As [`crate::seal_batch`], by `engine`.
+pub(crate) fn seal_batch(engine: impl Engine, jobs: &mut [SealJob<'_>]) {
+    let items = jobs.iter_mut().filter_map(|job| {
+        if job.packet.len() > TEXT_LEN_MAX + TAG_LEN {
+            seal_by_ring(job);
+            return None;
+        }
+        let (text, tag) = job.packet.split_last_chunk_mut()?;
+        Some(Item { key: &job.key.0.words, counter: job.counter, text, tag, verified: None })
+    });
+    work(engine, items);
+}
+
+/// As [`crate::open_batch`], by `engine`.
+pub(crate) fn open_batch(engine: impl Engine, jobs: &mut [OpenJob<'_>]) {
+    let items = jobs.iter_mut().filter_map(|job| {
+        job.verified = false;
+        if job.packet.len() > TEXT_LEN_MAX + TAG_LEN {
+            open_by_ring(job);
+            return None;
+        }
+        let (text, tag) = job.packet.split_last_chunk_mut()?;
+        let verified = Some(&mut job.verified);
+        Some(Item { key: &job.key.0.words, counter: job.counter, text, tag, verified })
+    });
+    work(engine, items);
+}
+
 /// Seals or opens packets, in any number. Texts have at most [`TEXT_LEN_MAX`] bytes.
-pub(crate) fn work<'a, E: Engine>(engine: E, items: impl Iterator<Item = Item<'a>>) {
+fn work<'a, E: Engine>(engine: E, items: impl Iterator<Item = Item<'a>>) {
     let mut sorted: ArrayVec<Item<'a>, SORTED_MAX> = ArrayVec::new();
     ROOM.with_borrow_mut(|room| {
         for item in items {

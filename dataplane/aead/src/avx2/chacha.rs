@@ -7,8 +7,7 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-use crate::BLOCK_LEN;
-use crate::wide::{Block, CONSTANTS, Lanes, Texts};
+use crate::wide::{BLOCK_LEN, Block, CONSTANTS, Lanes, Texts};
 
 /// Blocks at a time.
 pub(super) const LANES: usize = 8;

@@ -9,8 +9,7 @@
 use std::arch::x86_64::*;
 use std::ptr;
 
-use crate::BLOCK_LEN;
-use crate::wide::{Block, CONSTANTS, Lanes, Texts};
+use crate::wide::{BLOCK_LEN, Block, CONSTANTS, Lanes, Texts};
 
 use super::pairs::Runs;
 use super::woven;

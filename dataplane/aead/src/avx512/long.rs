@@ -8,8 +8,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::mem;
 
-use crate::BLOCK_LEN;
-use crate::wide::{Block, Item, LANES_MAX, SORTED_MAX, TEXTS_MAX, Texts};
+use crate::wide::{BLOCK_LEN, Block, Item, LANES_MAX, SORTED_MAX, TEXTS_MAX, Texts};
 
 use super::chacha::{self, Fixed, LANES, SET, State};
 use super::pairs::{Pairs, Runs};

@@ -91,7 +91,7 @@ impl Avx512 {
 /// The tag of one text, without pairs.
 #[cfg(test)]
 pub(crate) fn tag_alone(key: &[u8; 32], text: &[u8]) -> [u8; TAG_LEN] {
-    let mut block = [0; crate::BLOCK_LEN];
+    let mut block = [0; crate::wide::BLOCK_LEN];
     block[..32].copy_from_slice(key);
     let mut mac = mac::Mac::new(&block);
     for piece in text.chunks(mac::PIECE_LEN) {

@@ -9,8 +9,7 @@ use std::hint::black_box;
 
 use arrayvec::ArrayVec;
 
-use crate::BLOCK_LEN;
-use crate::wide::{Block, Item};
+use crate::wide::{BLOCK_LEN, Block, Item};
 
 use super::chacha::{self, Fixed, LANES, SET, State};
 use super::long;

@@ -10,8 +10,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::wide::{Block, LANES_MAX, TEXTS_MAX, Texts};
-use crate::{BLOCK_LEN, TAG_LEN};
+use crate::TAG_LEN;
+use crate::wide::{BLOCK_LEN, Block, LANES_MAX, TEXTS_MAX, Texts};
 
 const LANES: usize = 8;
 /// Bytes of a Poly1305 block.
