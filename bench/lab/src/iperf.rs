@@ -78,7 +78,10 @@ impl Iperf {
         })?;
         // A number of bytes alone would never end where nothing gets through.
         let mut command = client.command("timeout");
-        command.args([CLIENT_LIMIT_S, "iperf3"]).args(self.arguments(&address));
+        // Whoever kills us kills `timeout`, whose child would go on for ever without a server.
+        command
+            .args([CLIENT_LIMIT_S, "setpriv", "--pdeathsig", "KILL", "iperf3"])
+            .args(self.arguments(&address));
         let output = client.output(&mut command, "")?;
         parse(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
             Error::Unexpected(format!(
