@@ -233,16 +233,13 @@ impl Room {
 /// The texts of a group with what encrypts them.
 pub(crate) struct Texts<'g, 'a> {
     items: &'g mut [Item<'a>],
-    /// The key, if all texts have the same. (They are compared by place: no key is looked at.)
     common_key: Option<&'a [u32; 8]>,
 }
 
 impl<'g, 'a> Texts<'g, 'a> {
     /// Of at most [`TEXTS_MAX`] items.
     pub(crate) fn new(items: &'g mut [Item<'a>]) -> Self {
-        let first = items.first().map(|item| item.key);
-        let common_key =
-            first.filter(|first| items.iter().all(|item| std::ptr::eq(item.key, *first)));
+        let common_key = common_key(items);
         Self { items, common_key }
     }
 
@@ -380,6 +377,12 @@ impl Lanes {
         let at = (self.blocks[lane] as usize - 1) * BLOCK_LEN;
         &mut texts.items[self.owner(lane)].text[at..]
     }
+}
+
+/// The key, if all texts have the same. (They are compared by place: no key is looked at.)
+pub(crate) fn common_key<'a>(items: &[Item<'a>]) -> Option<&'a [u32; 8]> {
+    let first = items.first()?.key;
+    items.iter().all(|item| std::ptr::eq(item.key, first)).then_some(first)
 }
 
 /// Without a branch: a comparison that ends early would tell how much of a forged tag is right.

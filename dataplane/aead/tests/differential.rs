@@ -96,7 +96,8 @@ impl Batch {
         (jobs.iter().map(|job| job.verified).collect(), buffers)
     }
 
-    /// Seals, damages (a packet and a bit of it each, modulo their numbers), and opens, by `ring` and by all others.
+    /// Seals, damages (a packet and a bit of it each, modulo their numbers), and opens, by `ring` and
+    /// by all others.
     fn check(&self, others: &[Backend], damages: &[(usize, usize)]) {
         let sealed = self.sealed(|jobs| Backend::Ring.seal_batch(jobs));
         let mut damaged = sealed.clone();

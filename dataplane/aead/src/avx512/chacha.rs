@@ -148,6 +148,17 @@ pub(super) fn fixed_words_of(key: &[u32; 8]) -> Fixed {
     fixed
 }
 
+/// Of a key in each lane, word by word.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn fixed_words_from(keys: &[[u32; SET]; 8]) -> Fixed {
+    let mut fixed = fixed_words_of(&[0; 8]);
+    for (to, words) in fixed[4..].iter_mut().zip(keys) {
+        *to = load_words(words);
+    }
+    fixed
+}
+
 /// Quarter rounds side by side, on every set in turn. A macro: the registers' numbers must be
 /// constants.
 macro_rules! quarter_rounds {
@@ -191,17 +202,6 @@ pub(super) fn two_sets(
     }
     finish(v, first, to_first);
     finish(w, second, to_second);
-}
-
-/// Of a key in each lane, word by word.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn fixed_words_from(keys: &[[u32; SET]; 8]) -> Fixed {
-    let mut fixed = fixed_words_of(&[0; 8]);
-    for (to, words) in fixed[4..].iter_mut().zip(keys) {
-        *to = load_words(words);
-    }
-    fixed
 }
 
 /// As [`two_sets`], with `runs` woven in; adds the blocks to those at `places`.

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::mem;
 
-use crate::wide::{BLOCK_LEN, Block, Item, LANES_MAX, SORTED_MAX, TEXTS_MAX, Texts};
+use crate::wide::{BLOCK_LEN, Block, Item, LANES_MAX, SORTED_MAX, TEXTS_MAX, Texts, common_key};
 
 use super::chacha::{self, Fixed, LANES, SET, State};
 use super::pairs::{Pairs, Runs};
@@ -119,12 +119,6 @@ fn work_with<const ONE_KEY: bool>(items: &mut [Item<'_>], key: &[u32; 8]) {
     for pass in &mut passes {
         pass.wipe();
     }
-}
-
-/// The key, if all texts have the same. (They are compared by place: no key is looked at.)
-fn common_key<'a>(items: &[Item<'a>]) -> Option<&'a [u32; 8]> {
-    let first = items.first()?.key;
-    items.iter().all(|item| std::ptr::eq(item.key, first)).then_some(first)
 }
 
 /// The blocks that one-time keys begin (RFC 8439 section 2.6).
