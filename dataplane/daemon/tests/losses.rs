@@ -59,8 +59,8 @@ fn each_malformed_datagram_is_counted_by_its_name() {
     for (kind, len) in [(1, 147), (1, 149), (2, 91), (2, 93), (3, 63), (3, 65), (4, 16), (4, 31)] {
         cases.push((message(kind, len), "rx_truncated"));
     }
-    // What the hosts send on their own account counts elsewhere: when it comes up, the kernel reports
-    // the multicast groups of its addresses into the device, once or twice within a second.
+    // What the gateway sends on its own account counts elsewhere: a kernel that forwards IPv6 reports
+    // into a new device that it is one of all routers (ff02::2), twice within a second.
     let counts = || {
         let lines = common::facts(a, "drop");
         lines.into_iter().filter(|line| !line.starts_with("tx_")).collect::<Vec<_>>()
