@@ -18,7 +18,8 @@ pub enum Backend {
     Ring,
     /// Eight lanes, several packets at a time.
     Avx2,
-    /// Thirty-two lanes, several packets at a time. Needs F, BW, VL, IFMA and VBMI2, and BMI2.
+    /// Thirty-two lanes, several packets at a time. Needs F, BW, VL, IFMA, VBMI2, VPOPCNTDQ, and
+    /// BMI2, which Ice Lake and Zen 4 were the first to have.
     Avx512,
 }
 

@@ -181,6 +181,17 @@ fn many_long_packets() {
     }
 }
 
+/// With few texts in vector lanes the tags of pairs come late, and have to be waited for.
+#[test]
+fn pairs_that_are_late() {
+    let others = others();
+    for len in (512..=2100).step_by(16) {
+        for count in [16, 23, 29, 31] {
+            Batch::new(1, (0..count).map(|_| (len, 0))).check(&others, &[(count - 1, 8 * len)]);
+        }
+    }
+}
+
 #[test]
 fn lengths_beyond_those_of_packets() {
     let others = others();

@@ -204,7 +204,9 @@ pub(super) fn two_sets(
     finish(w, second, to_second);
 }
 
-/// As [`two_sets`], with `runs` woven in; adds the blocks to those at `places`.
+/// As [`two_sets`], with `runs` woven in; adds the blocks to those at `places`. `CALLER` does nothing
+/// but make an instance for each caller, which the compiler then inlines; what needs target features
+/// cannot be `inline(always)`.
 ///
 /// # Safety
 ///
@@ -212,11 +214,10 @@ pub(super) fn two_sets(
 /// and written.
 #[inline]
 #[target_feature(enable = "avx512f,bmi2")]
-pub(super) unsafe fn add_woven(
-    first: &State<'_>,
-    second: &State<'_>,
+pub(super) unsafe fn add_woven<const CALLER: usize>(
+    [first, second]: &[State<'_>; 2],
     runs: &Runs,
-    places: &[usize; LANES],
+    places: [&[usize; SET]; 2],
 ) {
     let (mut v, mut w) = (first.words(), second.words());
     // SAFETY: the caller says so.
@@ -225,11 +226,10 @@ pub(super) unsafe fn add_woven(
         quarter_rounds!([v w], [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
         quarter_rounds!([v w], [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
     }
-    let (places, _) = places.as_chunks();
     // SAFETY: the caller says so.
     unsafe {
-        add_at(&places[0], blocks(v, first));
-        add_at(&places[1], blocks(w, second));
+        add_at(places[0], blocks(v, first));
+        add_at(places[1], blocks(w, second));
     }
 }
 

@@ -6,13 +6,12 @@
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
-use std::mem;
 
-use crate::wide::{BLOCK_LEN, Block, Item, LANES_MAX, SORTED_MAX, TEXTS_MAX, Texts, common_key};
+use crate::wide::{BLOCK_LEN, Block, Item, LANES_MAX, SORTED_MAX, Texts, common_key};
 
 use super::chacha::{self, Fixed, LANES, SET, State};
+use super::line::Line;
 use super::pairs::{Pairs, Runs};
-use super::pass::{Cursor, Ends, Pass};
 use super::poly;
 
 /// Bytes that a text has to have.
@@ -22,6 +21,9 @@ const COUNT_MIN: usize = 24;
 /// Texts of this length pay in smaller numbers.
 const LONGER_LEN_MIN: usize = 1024;
 const LONGER_COUNT_MIN: usize = 16;
+
+/// Texts in vector lanes, which hide each other's waiting; half of them, if there are few.
+const IN_LANES: usize = 16;
 
 /// How many texts, of those that are sorted by length, are worked on here: those at the end, or none.
 pub(super) fn count(items: &[Item<'_>]) -> usize {
@@ -38,27 +40,27 @@ pub(super) fn count(items: &[Item<'_>]) -> usize {
 }
 
 /// Seals or opens as many texts as [`count`] says.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,avx512vpopcntdq,bmi2")]
 pub(super) fn work(items: &mut [Item<'_>]) {
     // A batch for one peer has one key, and everything is a little cheaper then.
     match common_key(items) {
-        Some(key) => work_with::<true>(items, key),
-        None => work_with::<false>(items, &[0; 8]),
+        Some(key) => work_with::<0>(items, key),
+        None => work_with::<8>(items, &[0; 8]),
     }
 }
 
 /// With one `key` for all texts, or else with the texts' own keys.
 #[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,bmi2")]
-fn work_with<const ONE_KEY: bool>(items: &mut [Item<'_>], key: &[u32; 8]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma,avx512vbmi2,avx512vpopcntdq,bmi2")]
+fn work_with<const KEY_WORDS: usize>(items: &mut [Item<'_>], key: &[u32; 8]) {
     let opens = items.first().is_some_and(|item| item.verified.is_some());
-    let in_lanes = if items.len() < 2 * TEXTS_MAX { TEXTS_MAX / 2 } else { TEXTS_MAX };
+    let in_lanes = if items.len() < 2 * IN_LANES { IN_LANES / 2 } else { IN_LANES };
     let in_pairs = (items.len() - in_lanes).next_multiple_of(2);
     let mut fixed = chacha::fixed_words_of(key);
 
     // 1. The one-time keys, and room behind them for what vector lanes want to see.
     let mut keys = [[0; BLOCK_LEN]; SORTED_MAX + LANES_MAX];
-    one_time_keys(items, ONE_KEY.then_some(&fixed), &mut keys);
+    one_time_keys(items, (KEY_WORDS == 0).then_some(&fixed), &mut keys);
 
     // 2. Opening: what is in vector lanes is decrypted first, so it has to be verified now. Pairs
     //    are verified on the way.
@@ -68,38 +70,33 @@ fn work_with<const ONE_KEY: bool>(items: &mut [Item<'_>], key: &[u32; 8]) {
 
     // 3. The texts, thirty-two blocks at a time; in their rounds what can be of pairs whose
     //    ciphertext is there. Sealing begins with the pairs, opening ends with them.
-    let mut ends = Ends::new();
-    let mut cursor = Cursor::new(if opens { in_pairs } else { 0 }, items.len());
+    let mut line = Line::<KEY_WORDS>::new();
+    line.fill(if opens { in_pairs } else { 0 }, items);
     let mut pairs = Pairs::new(if opens { in_pairs / 2 } else { 0 });
     let mut runs = Runs::new();
-    let mut passes = [Pass::new(), Pass::new()];
-    let [now, next] = &mut passes;
-    let (mut now, mut next) = (now, next);
-    loop {
-        // One ahead: the next rounds would wait for what has just been stored.
-        next.fill::<ONE_KEY>(&mut cursor, items, &mut ends);
-        if now.len() == 0 {
-            mem::swap(&mut now, &mut next);
-            if now.len() == 0 {
-                break;
+    let mut of_lanes = [fixed; 2];
+    while line.take(items) {
+        if opens {
+            let last = line.last_text();
+            if last < in_pairs {
+                pairs.finish(items, &keys, last / 2 + 1);
             }
-            continue;
-        }
-        if opens && now.last_text() < in_pairs {
-            pairs.finish(items, &keys, now.last_text() / 2 + 1);
+            debug_assert!(
+                (0..in_pairs).all(|nth| !line.is_in_pass(nth) || pairs.settled() > nth / 2)
+            );
         }
         pairs.take(items, &keys, &mut runs);
-        let [first, second] = now.states(ONE_KEY.then_some(&fixed));
-        // SAFETY: the runs are new, of texts that live and that nobody changes before; the places are
-        // whole blocks of texts, of `ends`, or the one of nobody in `now`, all of which live.
-        unsafe { chacha::add_woven(&first, &second, &runs, now.places()) };
-        now.give_back(items, &ends);
+        line.write_keys(&mut of_lanes);
+        let states = line.states(if KEY_WORDS == 0 { [&fixed; 2] } else { of_lanes.each_ref() });
+        // SAFETY: the runs are new, of texts that live and that nobody changes before. The line was
+        // filled with these texts, each long enough, and has not moved since its pass was taken, so its
+        // places are whole blocks of texts, or its own.
+        unsafe { chacha::add_woven::<KEY_WORDS>(&states, &runs, line.places()) };
+        line.give_back(items);
         if !opens {
-            let encrypted = if next.len() > 0 { next.first_text() } else { items.len() };
-            pairs.set_ready(encrypted.min(in_pairs) / 2);
+            pairs.set_ready(line.done().min(in_pairs) / 2);
         }
         pairs.settle(items, &keys);
-        mem::swap(&mut now, &mut next);
     }
     pairs.finish(items, &keys, in_pairs / 2);
 
@@ -113,12 +110,10 @@ fn work_with<const ONE_KEY: bool>(items: &mut [Item<'_>], key: &[u32; 8]) {
     }
     keys.fill([0; BLOCK_LEN]);
     fixed = chacha::fixed_words_of(&[0; 8]);
-    black_box((&mut keys, &mut fixed));
-    ends.wipe();
+    of_lanes = [fixed; 2];
+    black_box((&mut keys, &mut fixed, &mut of_lanes));
+    line.wipe();
     pairs.wipe();
-    for pass in &mut passes {
-        pass.wipe();
-    }
 }
 
 /// The blocks that one-time keys begin (RFC 8439 section 2.6).

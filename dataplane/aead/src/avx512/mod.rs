@@ -2,10 +2,10 @@
 //! time with 52-bit multipliers (IFMA), or of two texts at a time beside ChaCha20 (BMI2).
 
 mod chacha;
+mod line;
 mod long;
 mod mac;
 mod pairs;
-mod pass;
 mod poly;
 mod woven;
 
@@ -24,6 +24,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512ifma")
             && is_x86_feature_detected!("avx512vbmi2")
+            && is_x86_feature_detected!("avx512vpopcntdq")
             && is_x86_feature_detected!("bmi2");
         has.then_some(Self(()))
     }

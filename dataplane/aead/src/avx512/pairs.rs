@@ -115,6 +115,12 @@ impl Pairs {
         self.ready = ready;
     }
 
+    /// How many have their tags written or compared.
+    #[inline]
+    pub(super) fn settled(&self) -> usize {
+        self.settled
+    }
+
     /// The parts that go into the next pass. The caller has to work on them before anything else is
     /// done here or with these texts.
     #[inline(always)]

@@ -32,6 +32,7 @@ pub(crate) fn backends() -> Vec<Backend> {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512ifma")
             && is_x86_feature_detected!("avx512vbmi2")
+            && is_x86_feature_detected!("avx512vpopcntdq")
             && is_x86_feature_detected!("bmi2");
         assert!(!has_avx512 || missing.is_empty(), "this CPU runs all, but {}", names(&missing));
         let has_avx2 = is_x86_feature_detected!("avx2");
