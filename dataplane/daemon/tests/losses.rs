@@ -10,6 +10,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use common::{World, drop_count, fact, subject};
+use millrace_lab::gateway::own_program;
 use millrace_lab::{Gateway, Implementation, Side, TunnelOptions, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -195,7 +196,7 @@ fn frames(world: &World) -> u64 {
 
 /// What `millrace status` says.
 fn status(gateway: &Gateway, options: &str) -> String {
-    let program = Implementation::Millrace.program().unwrap().with_file_name("millrace");
+    let program = own_program("millrace").unwrap();
     let line = format!("{} status {} {options}", program.display(), gateway.interface());
     gateway.namespace().exec(&line).unwrap()
 }

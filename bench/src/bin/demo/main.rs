@@ -17,6 +17,7 @@ use journey::Journey;
 use millrace_lab::{
     Error, Implementation, Lab, Result, Site, SiteOptions, Tunnel, TunnelOptions,
     capture::CaptureReport,
+    gateway::own_program,
     interrupt,
     iperf::Iperf,
     ping::{Ping, PingReport},
@@ -218,7 +219,7 @@ fn cpu_time(tunnel: &mut Tunnel) -> Duration {
 
 /// `millrace status` on gateway A.
 fn status(tunnel: &Tunnel) -> Result<String> {
-    let program = Implementation::Millrace.program()?.with_file_name("millrace");
+    let program = own_program("millrace")?;
     let line = format!("{} status {}", program.display(), tunnel.a.interface());
     let status = tunnel.a.namespace().exec(&line)?;
     if status.trim().is_empty() {
