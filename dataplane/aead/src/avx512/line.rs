@@ -53,8 +53,6 @@ pub(super) struct Line<const KEY_WORDS: usize> {
     owners: [__m512i; 2],
     /// Where the blocks are, as exposed addresses.
     places: Places,
-    /// Texts that have all their blocks back.
-    done: usize,
     /// For the last blocks of texts that end in the pass with a part of one.
     parts: [Place; TEXTS_PER_PASS],
     /// For lanes that work for nobody.
@@ -99,7 +97,6 @@ impl<const KEY_WORDS: usize> Line<KEY_WORDS> {
             next_text: 0,
             owners: [_mm512_setzero_si512(); 2],
             places: Places([0; LANES]),
-            done: 0,
             parts: [const { Place::empty() }; TEXTS_PER_PASS],
             nobody: Place::empty(),
         }
@@ -111,27 +108,27 @@ impl<const KEY_WORDS: usize> Line<KEY_WORDS> {
         assert!(items.len() <= SORTED_MAX);
         (self.count, self.first) = (items.len(), first);
         let mut lane: u32 = 0;
-        for place in 0..items.len() {
-            let item = &mut items[self.item(place)];
+        for nth in 0..items.len() {
+            let item = &mut items[self.item(nth)];
             debug_assert!(item.text.len() >= long::LEN_MIN);
             let address = item.text.as_mut_ptr().expose_provenance() as u64;
-            self.bases[place] = address.wrapping_sub(u64::from(lane) * BLOCK_LEN as u64);
-            self.starts[place] = lane;
+            self.bases[nth] = address.wrapping_sub(u64::from(lane) * BLOCK_LEN as u64);
+            self.starts[nth] = lane;
             lane += item.text.len().div_ceil(BLOCK_LEN) as u32;
-            self.ends[place] = lane;
-            self.counters[0][place] = item.counter as u32;
-            self.counters[1][place] = (item.counter >> 32) as u32;
+            self.ends[nth] = lane;
+            self.counters[0][nth] = item.counter as u32;
+            self.counters[1][nth] = (item.counter >> 32) as u32;
             for (words, word) in self.keys.iter_mut().zip(item.key) {
-                words[place] = *word;
+                words[nth] = *word;
             }
         }
     }
 
-    /// Which of all texts is at a place in the line.
+    /// Which of all texts is the `nth` in the line.
     #[inline]
-    fn item(&self, place: usize) -> usize {
-        let nth = self.first + place;
-        if nth < self.count { nth } else { nth - self.count }
+    fn item(&self, nth: usize) -> usize {
+        let item = self.first + nth;
+        if item < self.count { item } else { item - self.count }
     }
 
     /// Goes to the next pass, of the same texts as before. False if there is none.
@@ -164,10 +161,10 @@ impl<const KEY_WORDS: usize> Line<KEY_WORDS> {
         // 3. Where their blocks are.
         self.look_up_places();
         // 4. Where parts of blocks are, and who works for nobody.
-        for (text, place) in (self.text..self.next_text).zip(0..) {
+        for text in self.text..self.next_text {
             let (_, part) = items[self.item(text)].text.as_chunks::<BLOCK_LEN>();
             if !part.is_empty() {
-                let place: &mut Place = &mut self.parts[place];
+                let place = &mut self.parts[text - self.text];
                 chacha::copy_part(place.0.get_mut(), part);
                 self.places.0[(self.ends[text] - self.lane - 1) as usize] = place.exposed();
             }
@@ -213,8 +210,8 @@ impl<const KEY_WORDS: usize> Line<KEY_WORDS> {
 
     /// Whether a text has blocks in the pass.
     pub(super) fn is_in_pass(&self, text: usize) -> bool {
-        let place = (0..self.count).find(|place| self.item(*place) == text);
-        place.is_some_and(|nth| self.starts[nth] < self.next_lane && self.ends[nth] > self.lane)
+        let nth = (0..self.count).find(|nth| self.item(*nth) == text);
+        nth.is_some_and(|nth| self.starts[nth] < self.next_lane && self.ends[nth] > self.lane)
     }
 
     /// Where the blocks of both sets are, as exposed addresses: of whole blocks of texts, as long as
@@ -262,23 +259,18 @@ impl<const KEY_WORDS: usize> Line<KEY_WORDS> {
     }
 
     /// Ends the pass, whose blocks are worked on: writes parts of them back to where they came from.
+    /// Returns how many texts at the front of the line have all their blocks back.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn give_back(&mut self, items: &mut [Item<'_>]) {
-        for (text, place) in (self.text..self.next_text).zip(0..) {
+    pub(super) fn give_back(&mut self, items: &mut [Item<'_>]) -> usize {
+        for text in self.text..self.next_text {
             let (_, part) = items[self.item(text)].text.as_chunks_mut::<BLOCK_LEN>();
             if !part.is_empty() {
-                let place: &mut Place = &mut self.parts[place];
+                let place = &mut self.parts[text - self.text];
                 chacha::copy_to_part(part, place.0.get_mut());
             }
         }
-        self.done = self.next_text;
-    }
-
-    /// Texts at the front of the line that have all their blocks back.
-    #[inline]
-    pub(super) fn done(&self) -> usize {
-        self.done
+        self.next_text
     }
 
     /// Keys, parts of texts, and keystream that nobody used.

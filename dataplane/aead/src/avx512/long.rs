@@ -92,9 +92,9 @@ fn work_with<const KEY_WORDS: usize>(items: &mut [Item<'_>], key: &[u32; 8]) {
         // filled with these texts, each long enough, and has not moved since its pass was taken, so its
         // places are whole blocks of texts, or its own.
         unsafe { chacha::add_woven::<KEY_WORDS>(&states, &runs, line.places()) };
-        line.give_back(items);
+        let done = line.give_back(items);
         if !opens {
-            pairs.set_ready(line.done().min(in_pairs) / 2);
+            pairs.set_ready(done.min(in_pairs) / 2);
         }
         pairs.settle(items, &keys);
     }
