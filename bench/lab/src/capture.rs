@@ -67,7 +67,7 @@ impl Capture {
             fs::read(&self.file).map_err(Error::system(format!("read {}", self.file.display())))?;
         // It can be large, and the search is over when it is removed.
         let _ = fs::remove_file(&self.file);
-        let mut report = search(&file, last, &Patterns::new(markers, inner))?;
+        let mut report = search(&file, last, &Patterns::new(markers, inner)?)?;
         report.missed = missed;
         Ok(report)
     }
@@ -111,6 +111,10 @@ impl CaptureReport {
     }
 }
 
+/// So many zero bytes in a row make a pattern that outer headers hold too: the first four bytes of a
+/// counter change, the others stay zero.
+const ZEROS_MAX: usize = 3;
+
 /// Eight-byte patterns and their names, with a filter that makes the search linear.
 struct Patterns {
     named: Vec<(u64, String)>,
@@ -120,8 +124,9 @@ struct Patterns {
 
 impl Patterns {
     /// Markers; for IPv4 each pair of inner addresses as source and destination stand side by side
-    /// (four bytes alone appear by chance in a gigabyte); for IPv6 the random prefix.
-    fn new(markers: &[Marker], inner: &[IpAddr]) -> Self {
+    /// (four bytes alone appear by chance in a gigabyte); for IPv6 the random prefix. An error for what
+    /// is not random enough.
+    fn new(markers: &[Marker], inner: &[IpAddr]) -> Result<Self> {
         let mut named = Vec::new();
         for marker in markers {
             named.push((u64::from_be_bytes(marker.0), format!("the marker {}", marker.hex())));
@@ -143,11 +148,19 @@ impl Patterns {
                 named.push((prefix, format!("the inner prefix of {address}")));
             }
         }
+        for (pattern, name) in &named {
+            let bytes = pattern.to_be_bytes();
+            if bytes.windows(ZEROS_MAX + 1).any(|run| run.iter().all(|&byte| byte == 0)) {
+                return Err(Error::Unexpected(format!(
+                    "{name} is {pattern:016x}, which headers outside hold too; use a random prefix"
+                )));
+            }
+        }
         let mut filter = vec![false; 1 << 16];
         for (pattern, _) in &named {
             filter[(pattern & 0xffff) as usize] = true;
         }
-        Self { named, filter }
+        Ok(Self { named, filter })
     }
 
     /// The first pattern that `bytes` hold.

@@ -43,7 +43,7 @@ pub use gateway::{Gateway, GatewayOptions, Implementation, Peer};
 pub use guest::{Card, Guest, GuestOptions, Wire};
 pub use hung_thread::HungThread;
 pub use lab::Lab;
-pub use marker::Marker;
+pub use marker::{InnerPrefix, Marker};
 pub use namespace::Namespace;
 pub use node::{Node, NodeOptions, Pair, Path};
 pub use process::Daemon;

@@ -1,6 +1,7 @@
-//! Random 64-bit patterns that are sent inside a tunnel and must never be seen outside.
+//! What is inside a tunnel and must never be seen outside: random, so that a search of a capture
+//! finds it nowhere by chance.
 
-use std::{fs::File, io::Read};
+use std::{fmt, fs::File, io::Read, net::Ipv6Addr};
 
 use crate::{Error, Result};
 
@@ -22,6 +23,33 @@ impl Marker {
     /// As `ping -p` wants it.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// A random /48 for a tunnel's inside (RFC 4193, section 3.2.2). One that is written down by hand is
+/// full of zeros, as the counters of WireGuard's packets are.
+#[derive(Clone, Copy, Debug)]
+pub struct InnerPrefix([u16; 3]);
+
+impl InnerPrefix {
+    /// A new prefix from the kernel's generator.
+    pub fn random() -> Result<Self> {
+        let [a, b, c, d, e] = random_bytes()?;
+        Ok(Self([[0xfd, a], [b, c], [d, e]].map(u16::from_be_bytes)))
+    }
+
+    /// The address of `host` in `subnet`, a /64 of this prefix.
+    pub fn address(self, subnet: u16, host: u16) -> Ipv6Addr {
+        let Self([a, b, c]) = self;
+        Ipv6Addr::new(a, b, c, subnet, 0, 0, 0, host)
+    }
+}
+
+/// The three groups, without what follows: `{prefix}:1::2` is an address.
+impl fmt::Display for InnerPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self([a, b, c]) = self;
+        write!(f, "{a:x}:{b:x}:{c:x}")
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    Daemon, Error, Flow, Gateway, GatewayOptions, Lab, Marker, Peer, Relay, Result,
+    Daemon, Error, Flow, Gateway, GatewayOptions, InnerPrefix, Lab, Marker, Peer, Relay, Result,
     gateway::own_program,
     keys::KeyPair,
     marker::random_bytes,
@@ -104,12 +104,10 @@ impl Pair {
         first: usize,
     ) -> Result<Self> {
         let keys = [KeyPair::generate()?, KeyPair::generate()?];
-        let [a, b, c, d, e, f, g] = random_bytes()?;
+        let [a, b] = random_bytes()?;
         let v4 = |number| Ipv4Addr::new(10, a, b, number);
-        let word = |high, low| u16::from_be_bytes([high, low]);
-        let v6 = |number: u8| {
-            Ipv6Addr::new(word(0xfd, c), word(d, e), word(f, g), 77, 0, 0, 0, number.into())
-        };
+        let inside = InnerPrefix::random()?;
+        let v6 = |number: u8| inside.address(77, number.into());
         let [host_a, host_b] = hosts;
         let start = |i: usize, host: Host| {
             let (near, far) = (1 + i as u8, 2 - i as u8);

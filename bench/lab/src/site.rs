@@ -10,7 +10,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{Lab, Namespace, Result, lab::link, marker::random_bytes};
+use crate::{InnerPrefix, Lab, Namespace, Result, lab::link};
 
 /// What may differ between sites.
 #[derive(Clone, Debug)]
@@ -68,10 +68,10 @@ pub struct Side {
 impl Site {
     /// Builds the topology; nothing runs in it yet.
     pub fn new(lab: &Lab, options: &SiteOptions) -> Result<Self> {
-        let global_id = random_bytes::<5>()?;
+        let inside = InnerPrefix::random()?;
         let router = lab.namespace("router")?;
-        let a = Side::new(lab, "a", 1, Ipv4Addr::new(192, 0, 2, 0), global_id)?;
-        let b = Side::new(lab, "b", 2, Ipv4Addr::new(198, 51, 100, 0), global_id)?;
+        let a = Side::new(lab, "a", 1, Ipv4Addr::new(192, 0, 2, 0), inside)?;
+        let b = Side::new(lab, "b", 2, Ipv4Addr::new(198, 51, 100, 0), inside)?;
         for (side, wan) in [(&a, "wan-a"), (&b, "wan-b")] {
             link((&side.host, "lan"), (&side.gateway, "lan"))?;
             link((&side.gateway, "wan"), (&router, wan))?;
@@ -93,23 +93,22 @@ impl Site {
 }
 
 impl Side {
-    fn new(lab: &Lab, name: &str, number: u8, wan: Ipv4Addr, global_id: [u8; 5]) -> Result<Self> {
+    fn new(lab: &Lab, name: &str, number: u8, wan: Ipv4Addr, inside: InnerPrefix) -> Result<Self> {
         let [w, x, y, _] = wan.octets();
         let wan_v6 = |host| Ipv6Addr::new(0x2001, 0xdb8, number.into(), 0, 0, 0, 0, host);
-        let inner_v6 = |subnet, host| unique_local(global_id, subnet, host);
         Ok(Self {
             host: lab.namespace(&format!("host {name}"))?,
             gateway: lab.namespace(&format!("gateway {name}"))?,
             host_v4: Ipv4Addr::new(10, number, 0, 2),
-            host_v6: inner_v6(number.into(), 2),
+            host_v6: inside.address(number.into(), 2),
             tunnel_v4: Ipv4Addr::new(10, 77, 0, number),
-            tunnel_v6: inner_v6(77, number.into()),
+            tunnel_v6: inside.address(77, number.into()),
             wan_v4: Ipv4Addr::new(w, x, y, 2),
             wan_v6: wan_v6(2),
             router_v4: Ipv4Addr::new(w, x, y, 1),
             router_v6: wan_v6(1),
             gateway_lan_v4: Ipv4Addr::new(10, number, 0, 1),
-            gateway_lan_v6: inner_v6(number.into(), 1),
+            gateway_lan_v6: inside.address(number.into(), 1),
         })
     }
 
@@ -167,10 +166,4 @@ impl Side {
 pub fn forward(namespace: &Namespace) -> Result<()> {
     namespace.sysctl("net/ipv4/ip_forward", "1")?;
     namespace.sysctl("net/ipv6/conf/all/forwarding", "1")
-}
-
-fn unique_local(global_id: [u8; 5], subnet: u16, host: u16) -> Ipv6Addr {
-    let [a, b, c, d, e] = global_id;
-    let word = |high, low| u16::from_be_bytes([high, low]);
-    Ipv6Addr::new(word(0xfd, a), word(b, c), word(d, e), subnet, 0, 0, 0, host)
 }

@@ -81,6 +81,16 @@ fn an_empty_capture_proves_nothing() {
     assert!(report.check().is_err(), "{report:?}");
 }
 
+/// The 119th packet (0x77) to an index that ends in fd holds the prefix of fd77::1.
+#[test]
+fn a_prefix_that_headers_hold_is_refused() {
+    let lab = Lab::new().unwrap();
+    let namespace = lab.namespace("quiet").unwrap();
+    let capture = Capture::start(&lab, &namespace).unwrap();
+    let error = capture.finish(&[], &["fd77::1".parse().unwrap()]).unwrap_err();
+    assert!(error.to_string().contains("use a random prefix"), "{error}");
+}
+
 #[test]
 fn nothing_is_left_behind() {
     let (directory, pid, interface);

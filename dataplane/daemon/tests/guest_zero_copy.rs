@@ -13,7 +13,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use millrace_lab::{
-    Capture, Card, Guest, GuestOptions, Lab, Marker, Namespace, Result, Wire,
+    Capture, Card, Guest, GuestOptions, InnerPrefix, Lab, Marker, Namespace, Result, Wire,
     keys::{KeyPair, random_key},
 };
 
@@ -38,6 +38,7 @@ struct World {
     capture: Option<Capture>,
     keys: KeyPair,
     peers: u32,
+    inside: InnerPrefix,
     marker: Marker,
     _outside: Namespace,
     _lab: Lab,
@@ -82,9 +83,9 @@ impl World {
         let mut guest = Guest::boot(&lab, &outside, "guest", &options)?;
         println!("{card:?} on Linux {}", guest.kernel());
         let keys = KeyPair::generate()?;
-        guest.run(&setup(card, &keys))?;
-        let marker = Marker::random()?;
-        Ok(Self { guest, capture, keys, peers: 0, marker, _outside: outside, _lab: lab })
+        let (inside, marker) = (InnerPrefix::random()?, Marker::random()?);
+        guest.run(&setup(card, &keys, inside))?;
+        Ok(Self { guest, capture, keys, peers: 0, inside, marker, _outside: outside, _lab: lab })
     }
 
     /// Starts the data plane and waits until it receives and sends with zero-copy.
@@ -131,17 +132,18 @@ impl World {
              peer ip route add 10.9.0.0/24 dev eth0 src 10.9.0.{outer} table {table}
              peer ip link add wg{n} type wireguard
              peer wg set wg{n} private-key /tmp/key listen-port {port} fwmark {n} peer {ours} \\
-                preshared-key /tmp/psk endpoint 10.9.0.1:51820 allowed-ips 10.77.0.1/32,fd77::1/128
+                preshared-key /tmp/psk endpoint 10.9.0.1:51820 allowed-ips 10.77.0.1/32,{inside}::1/128
              peer ip link set wg{n} up
-             peer ip addr add 10.77.{n}.2/32 dev wg{n}; peer ip addr add fd77:{n}::2/128 dev wg{n} nodad
+             peer ip addr add 10.77.{n}.2/32 dev wg{n}; peer ip addr add {inside}:{n}::2/128 dev wg{n} nodad
              wg set mr0 peer {public} preshared-key /tmp/psk endpoint 10.9.0.{outer}:{port} \\
-                allowed-ips 10.77.{n}.0/24,fd77:{n}::/64
-             ip route replace 10.77.{n}.0/24 dev mr0; ip route replace fd77:{n}::/64 dev mr0
+                allowed-ips 10.77.{n}.0/24,{inside}:{n}::/64
+             ip route replace 10.77.{n}.0/24 dev mr0; ip route replace {inside}:{n}::/64 dev mr0
              # Which device answers millrace depends on the address that was asked.
-             peer ip rule add from 10.77.{n}.2 table {back}; peer ip -6 rule add from fd77:{n}::2 table {back}
+             peer ip rule add from 10.77.{n}.2 table {back}; peer ip -6 rule add from {inside}:{n}::2 table {back}
              peer ip route add 10.77.0.1/32 dev wg{n} table {back}
-             peer ip -6 route add fd77::1/128 dev wg{n} table {back}
+             peer ip -6 route add {inside}::1/128 dev wg{n} table {back}
              rm /tmp/key /tmp/psk",
+            inside = self.inside,
             outer = 10 + n,
             port = 51820 + n,
             table = 100 + n,
@@ -211,8 +213,12 @@ impl World {
         println!("{}", self.guest.run("millrace-probe uapi mr0 | grep '^mr_[rtq]'")?);
         let complaints = "dmesg | grep -E 'transmit queue|Tx Unit Hang|BUG:|WARNING:|Call Trace'";
         assert!(!self.guest.succeeds(complaints)?, "{}", self.guest.run("dmesg")?);
-        let addresses = ["10.77.0.1", "10.77.1.2", "fd77::1", "fd77:1::2"];
-        let inner: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let inner = [
+            IpAddr::from([10, 77, 0, 1]),
+            IpAddr::from([10, 77, 1, 2]),
+            self.inside.address(0, 1).into(),
+            self.inside.address(1, 2).into(),
+        ];
         let Some(capture) = self.capture else { return Ok(()) };
         let report = capture.finish(&[self.marker], &inner)?;
         assert_eq!(report.missed, 0, "tcpdump missed frames");
@@ -222,7 +228,7 @@ impl World {
 }
 
 /// Both ends of the guest, without tunnels: the data plane's configuration has no peer.
-fn setup(card: Card, keys: &KeyPair) -> String {
+fn setup(card: Card, keys: &KeyPair, inside: InnerPrefix) -> String {
     let driver = if card == Card::Virtio { "virtio_net" } else { "igb" };
     // By default igb looks at addresses only; every peer has its own.
     let private = &keys.private;
@@ -245,7 +251,7 @@ schema = 1
 name = \"mr0\"
 private_key_file = \"/etc/millrace.key\"
 listen_port = 51820
-address = [\"10.77.0.1/24\", \"fd77::1/64\"]
+address = [\"10.77.0.1/24\", \"{inside}::1/64\"]
 mtu = 1420
 [dataplane]
 receive = \"xdp-zerocopy\"
@@ -265,7 +271,7 @@ fn zero_copy_carries_everything(card: Card) -> Result<()> {
     let before = world.frames()?;
     world.every_length("10.77.1.2:7")?;
     world.move_to_ipv6(first)?;
-    world.every_length("[fd77:1::2]:8")?;
+    world.every_length(&format!("[{}]:8", world.inside.address(1, 2)))?;
     let after = world.frames()?;
     // Nearly all of them: the packets before a look-up of the next hop go by the socket.
     for (way, i) in [("received", 0), ("sent", 1)] {
@@ -304,9 +310,9 @@ fn zero_copy_carries_everything(card: Card) -> Result<()> {
     world.start()?;
     let restored = "wg setconf mr0 /tmp/mr0.conf
         for n in $(seq 1 $peers); do
-          ip route replace 10.77.$n.0/24 dev mr0; ip route replace fd77:$n::/64 dev mr0
+          ip route replace 10.77.$n.0/24 dev mr0; ip route replace $inside:$n::/64 dev mr0
         done";
-    world.guest.run(&format!("peers={}\n{restored}", world.peers))?;
+    world.guest.run(&format!("peers={}; inside={}\n{restored}", world.peers, world.inside))?;
     world.ping(first)?;
     let frames = world.frames()?;
     // Six pings; the first go by the socket while the next hop is looked up.
