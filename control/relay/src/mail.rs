@@ -1,14 +1,15 @@
 //! Frames from one worker to another's clients: appended to one buffer, told by one eventfd.
 
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use millrace_path::sealed::PublicKey;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::limits;
 use crate::registry::Place;
+use crate::{limits, outbox};
 
 /// Bytes before the frames of one record: slot, generation, length.
 const HEAD_LEN: usize = 12;
@@ -44,9 +45,9 @@ impl Mailbox {
         Ok(Self { letters: Mutex::default(), wake })
     }
 
-    /// Hands over everything in `letters`, which is empty after it. False when the worker is so far
-    /// behind that its frames were dropped; orders never are.
-    pub fn post(&self, letters: &mut Letters) -> bool {
+    /// Hands over everything in `letters`, which is empty after it. Returns how many frames were dropped
+    /// because the worker is far behind; orders never are.
+    pub fn post(&self, letters: &mut Letters) -> u64 {
         let mut waiting = self.letters.lock().unwrap_or_else(PoisonError::into_inner);
         let was_empty = waiting.is_empty();
         let fits = waiting.bytes.len() + letters.bytes.len() <= limits::MAIL_BYTES_MAX;
@@ -55,13 +56,14 @@ impl Mailbox {
         } else if fits {
             waiting.bytes.extend_from_slice(&letters.bytes);
         }
-        letters.bytes.clear();
         waiting.orders.append(&mut letters.orders);
         drop(waiting);
         if was_empty {
             self.ring();
         }
-        fits
+        let dropped = if fits { 0 } else { letters.count() };
+        letters.bytes.clear();
+        dropped
     }
 
     /// Wakes the worker.
@@ -118,6 +120,12 @@ impl Letters {
         Some((number(0), number(4), start..start + number(8) as usize))
     }
 
+    /// Frames in all records.
+    fn count(&self) -> u64 {
+        let records = iter::successors(self.record(0), |(_, _, range)| self.record(range.end));
+        records.map(|(_, _, range)| outbox::count(self.frames(range)) as u64).sum()
+    }
+
     pub fn frames(&self, range: std::ops::Range<usize>) -> &[u8] {
         &self.bytes[range]
     }
@@ -134,6 +142,8 @@ impl Letters {
 
 #[cfg(test)]
 mod tests {
+    use millrace_path::derp::Frame;
+
     use super::*;
 
     const PLACE: Place = Place { worker: 1, slot: 2, generation: 3 };
@@ -144,9 +154,9 @@ mod tests {
         let mut letters = Letters::default();
         letters.push(PLACE, b"first");
         letters.order(Order::Shadow(PLACE, true));
-        assert!(mailbox.post(&mut letters));
+        assert_eq!(mailbox.post(&mut letters), 0);
         letters.push(PLACE, b"second");
-        assert!(mailbox.post(&mut letters));
+        assert_eq!(mailbox.post(&mut letters), 0);
         assert!(letters.is_empty());
         mailbox.take(&mut letters);
         let (slot, generation, range) = letters.record(0).unwrap();
@@ -161,10 +171,19 @@ mod tests {
     fn a_worker_that_does_not_read_is_not_fed_for_ever() {
         let mailbox = Mailbox::new().unwrap();
         let mut letters = Letters::default();
-        let accepted = (0..20).filter(|_| {
-            letters.push(PLACE, &vec![0; 1 << 20]);
-            mailbox.post(&mut letters)
-        });
-        assert!(accepted.count() <= limits::MAIL_BYTES_MAX >> 20);
+        let mut frame = Vec::new();
+        Frame::RecvPacket { from: PublicKey([7; 32]), packet: &[0; 1 << 16] }.write(&mut frame);
+        let pair = [&frame[..], &frame].concat();
+        let dropped: u64 = (0..200)
+            .map(|_| {
+                letters.push(PLACE, &pair);
+                letters.push(PLACE, &frame);
+                mailbox.post(&mut letters)
+            })
+            .sum();
+        mailbox.take(&mut letters);
+        assert!(letters.len() <= limits::MAIL_BYTES_MAX);
+        assert!(dropped > 0);
+        assert_eq!(letters.count() + dropped, 600);
     }
 }

@@ -399,9 +399,10 @@ impl Worker {
             }
         }
         for (desk, letters) in self.shared.desks.iter().zip(&mut self.outgoing) {
-            if !letters.is_empty() && !desk.mailbox.post(letters) {
+            if !letters.is_empty() {
+                let dropped = desk.mailbox.post(letters);
                 let counters = &self.shared.desks[usize::from(self.index)].counters;
-                counters.add(Count::DropMail, 1);
+                counters.add(Count::DropMail, dropped);
             }
         }
     }

@@ -310,8 +310,9 @@ impl<'m> Link<'m> {
 
     fn post(&mut self) {
         for (desk, letters) in self.mate.shared.desks.iter().zip(&mut self.outgoing) {
-            if !letters.is_empty() && !desk.mailbox.post(letters) {
-                self.mate.desk().counters.add(Count::DropMail, 1);
+            if !letters.is_empty() {
+                let dropped = desk.mailbox.post(letters);
+                self.mate.desk().counters.add(Count::DropMail, dropped);
             }
         }
     }
