@@ -66,6 +66,7 @@ fn an_occupied_interface_is_left_alone_and_its_owner_is_named() {
     assert_eq!(program.id, Some(id));
     assert!(error.to_string().contains("`bpftool link` shows"), "{error}");
 
+    let _alone = common::nobody_spawns();
     drop(attachment);
     drop(first);
     let attachment = second.attach_xdp(interface).expect("the hook is free again");

@@ -34,8 +34,11 @@ fn bind(address: SocketAddr) -> UdpSocket {
 impl Group {
     /// `bound` is where the group listens, `target` where the client sends to.
     fn new(bound: IpAddr, target: IpAddr, family: SocketFamily) -> Self {
-        let first = bind(SocketAddr::new(bound, 0));
-        let port = first.local_addr().expect("address").port();
+        // One that shares its port may be given the port of another test's group.
+        let alone = UdpSocket::bind(SocketAddr::new(bound, 0)).expect("bind");
+        let port = alone.local_addr().expect("address").port();
+        drop(alone);
+        let first = bind(SocketAddr::new(bound, port));
         let options = LoadOptions { workers: 2, ..LoadOptions::new(port) };
         let programs = Programs::load(options).expect("load; run the tests as root");
         let more = (0..3).map(|_| bind(SocketAddr::new(bound, port)));

@@ -302,8 +302,9 @@ fn a_bucket_fills_again() {
         passed += u32::from(common::run(xdp, &frame).0 == XDP_PASS);
         assert!(start.elapsed() < Duration::from_secs(10), "only {passed} passed");
     }
-    // Two at once, then four intervals; the coarse clock may be a tick (10 ms at most) behind.
-    assert!(start.elapsed() > 4 * interval - Duration::from_millis(20), "{:?}", start.elapsed());
+    // Two at once, then four intervals; the coarse clock may be a tick (10 ms at most) behind, and some
+    // more while the CPU that keeps it stands still.
+    assert!(start.elapsed() > 4 * interval - Duration::from_millis(40), "{:?}", start.elapsed());
 }
 
 #[test]

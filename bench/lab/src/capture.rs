@@ -14,6 +14,9 @@ use std::{
 
 use crate::{Daemon, Error, Lab, Marker, Namespace, Result, wait_for};
 
+/// In what [`CaptureReport::check`] says of a leak, for those who must tell it from other failures.
+pub const LEAK: &str = "show the inside";
+
 /// How long tcpdump may take to start, and to write its file out.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -99,7 +102,7 @@ impl CaptureReport {
     pub fn check(&self) -> Result<()> {
         if let Some((packet, what)) = self.leaks.first() {
             return Err(Error::Unexpected(format!(
-                "{} of {} packets outside show the inside; packet {packet} holds {what}",
+                "{} of {} packets outside {LEAK}; packet {packet} holds {what}",
                 self.leaks.len(),
                 self.packets
             )));

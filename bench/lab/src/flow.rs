@@ -14,8 +14,11 @@ use std::{
 
 use crate::{Error, Marker, Namespace, Result, probe, wait_for};
 
-/// A stream that has stopped is over when nothing came for so long.
+/// A stream that has stopped and whose last datagram came is over when nothing came for so long.
 const SILENCE: Duration = Duration::from_millis(300);
+
+/// As long as the last one is missing, a busy machine may be holding it.
+const SILENCE_BEFORE_LAST: Duration = Duration::from_secs(2);
 
 /// Bytes of a datagram: its number, then the marker over and over.
 const LEN: usize = 120;
@@ -207,7 +210,10 @@ fn receive(socket: &UdpSocket, marker: Marker, shared: &Shared) {
         let len = match socket.recv(&mut buffer) {
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if shared.stop.load(Ordering::Relaxed) && last.elapsed() > SILENCE {
+                let record = shared.record.lock().unwrap_or_else(PoisonError::into_inner);
+                let missing = record.came.last().is_some_and(Option::is_none);
+                let silence = if missing { SILENCE_BEFORE_LAST } else { SILENCE };
+                if shared.stop.load(Ordering::Relaxed) && last.elapsed() > silence {
                     return;
                 }
                 continue;

@@ -8,6 +8,7 @@
 //! either: namespaces have no name to leak and every child dies with its parent.
 
 pub mod capture;
+pub mod chance;
 pub mod connection;
 pub mod error;
 pub mod flow;
@@ -36,6 +37,7 @@ pub mod wait;
 pub mod xsk_peer;
 
 pub use capture::Capture;
+pub use chance::second_chance;
 pub use connection::Connection;
 pub use error::{Error, Result};
 pub use flow::Flow;

@@ -105,7 +105,8 @@ impl Pair {
     ) -> Result<Self> {
         let keys = [KeyPair::generate()?, KeyPair::generate()?];
         let [a, b] = random_bytes()?;
-        let v4 = |number| Ipv4Addr::new(10, a, b, number);
+        // The networks of routers begin at 10.0.
+        let v4 = |number| Ipv4Addr::new(10, a | 0x80, b, number);
         let inside = InnerPrefix::random()?;
         let v6 = |number: u8| inside.address(77, number.into());
         let [host_a, host_b] = hosts;

@@ -18,6 +18,7 @@ use millrace_lab::{
         Nat, PROXY_PORT, Policy, PortMapping, RELAY_NAME, Router, RouterOptions, SERVER_V4,
         SERVER_V6,
     },
+    second_chance,
 };
 
 /// A loaded machine delivers within this; only what must not arrive waits so long.
@@ -61,7 +62,7 @@ fn each_nat_maps_and_filters_as_named() {
     thread::scope(|scope| {
         for (nat, expected) in cases {
             let (lab, internet) = (&lab, &internet);
-            scope.spawn(move || {
+            let case = move || {
                 let router = internet.router(lab, "router", RouterOptions::nat(nat)).unwrap();
                 let host = router.host(lab, "host").unwrap();
                 let servers = Servers::new(internet);
@@ -70,7 +71,9 @@ fn each_nat_maps_and_filters_as_named() {
                 let public = matches!(nat, Nat::None | Nat::Firewall);
                 let outside = if public { host.v4(0).unwrap() } else { router.wan_v4() };
                 assert_eq!(address, outside, "{nat:?}");
-            });
+            };
+            // A random port can be the one that it must not be.
+            scope.spawn(move || second_chance(case));
         }
     });
 }
@@ -287,6 +290,11 @@ fn loss_is_by_chance() {
 
 #[test]
 fn mappings_do_not_survive_a_reboot_or_another_address() {
+    // The second random port can be the first.
+    second_chance(mappings_end);
+}
+
+fn mappings_end() {
     let lab = Lab::new().unwrap();
     let internet = Internet::new(&lab).unwrap();
     let nat = Nat::Translate {
@@ -327,6 +335,11 @@ fn mappings_do_not_survive_a_reboot_or_another_address() {
 
 #[test]
 fn an_idle_mapping_ends_after_its_time() {
+    // A machine that stands still for two seconds keeps nothing alive.
+    second_chance(idle_mapping);
+}
+
+fn idle_mapping() {
     let lab = Lab::new().unwrap();
     let internet = Internet::new(&lab).unwrap();
     let options = RouterOptions { timeout_s: 2, ..RouterOptions::nat(Nat::EASY) };
@@ -401,6 +414,11 @@ fn a_second_leg_takes_over() {
 
 #[test]
 fn a_cable_does_what_it_is_told() {
+    // It is a thread that may have to wait for its turn.
+    second_chance(cable);
+}
+
+fn cable() {
     let lab = Lab::new().unwrap();
     let internet = Internet::new(&lab).unwrap();
     let router = internet.router(&lab, "router", RouterOptions::default()).unwrap();
@@ -435,9 +453,10 @@ fn a_cable_does_what_it_is_told() {
     assert!(numbers.is_sorted() && numbers.len() == 1000 && damaged == 0, "{}", numbers.len());
     let (numbers, _) = run(Impairment { loss: 100, ..none });
     assert!((850..=950).contains(&numbers.len()), "{} of 1000 with 10 % loss", numbers.len());
-    let (numbers, _) = run(Impairment { burst: 5, burst_len: 50, ..none });
+    // On average 500 pass; that none of 950 begins a burst is a chance of 5e-9.
+    let (numbers, _) = run(Impairment { burst: 20, burst_len: 50, ..none });
     let longest = numbers.windows(2).map(|pair| pair[1] - pair[0]).max();
-    assert!(longest >= Some(51) && numbers.len() > 400, "{longest:?}, {}", numbers.len());
+    assert!(longest >= Some(51) && numbers.len() > 150, "{longest:?}, {}", numbers.len());
     let (mut numbers, _) = run(Impairment { duplicate: 100, ..none });
     assert!((1050..=1150).contains(&numbers.len()), "{} with 10 % doubled", numbers.len());
     numbers.dedup();
@@ -498,6 +517,11 @@ fn a_proxy_is_the_only_way_out() {
 
 #[test]
 fn hosts_open_ports_by_nat_pmp() {
+    // The daemon is a process that may have to wait for its turn.
+    second_chance(nat_pmp);
+}
+
+fn nat_pmp() {
     let lab = Lab::new().unwrap();
     let internet = Internet::new(&lab).unwrap();
     let router = internet.router(&lab, "router", RouterOptions::nat(Nat::HARD)).unwrap();
@@ -570,7 +594,7 @@ fn classify(servers: &Servers, host: &Host) -> (Seen, Ipv4Addr) {
     let mapping = match ports {
         _ if distinct == 1 => "independent",
         [a, b, c, d] if a == b && c == d => "by address",
-        [a, b, c, d] if [b, c, d] == [a + 1, a + 2, a + 3] => "sequential",
+        [a, b, c, d] if [1, 2, 3].map(|n| a.wrapping_add(n)) == [b, c, d] => "sequential",
         // Four random numbers, of which two might be equal by chance.
         _ if distinct >= 3 => "random",
         _ => "unknown",

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LEAK, LIMIT, Running, World, nats};
+use common::{LIMIT, Running, World, nats};
+use millrace_lab::capture::LEAK;
 use millrace_lab::flow::{Record, Stretch};
 use millrace_lab::nat::{
     Direction, Fault as Trouble, Filtering, Impairment, Internet, Mapping, Nat, Policy,

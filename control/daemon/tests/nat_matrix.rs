@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LEAK, LIMIT, Running, World, carrier, nats};
+use common::{LIMIT, Running, World, carrier, nats};
+use millrace_lab::capture::LEAK;
 use millrace_lab::nat::{
     Hairpin, Input, Internet, Ipv6, Nat, PROXY_PORT, Policy, PortMapping, Router, RouterOptions,
 };

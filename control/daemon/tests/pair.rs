@@ -174,7 +174,9 @@ fn a_path_for_shorter_packets_is_used_for_them() {
     let (routers, hosts) = homes(&lab, &internet);
     routers[0].set_faults(&[Fault::DropLongerThan(1400)]).unwrap();
     let options = [NodeOptions::default(), NodeOptions::default()];
-    let pair = Pair::start(&lab, &relay, hosts, options, 0).unwrap();
+    let mut pair = Pair::start(&lab, &relay, hosts, options, 0).unwrap();
+    // Until then the data plane keeps 128 packets: little more than a second of the stream.
+    pair.wait_until_ready(LIMIT).unwrap();
     let flow = pair.flow(0, Duration::from_millis(10)).unwrap();
     wait_until_direct(&pair);
     for node in &pair.nodes {

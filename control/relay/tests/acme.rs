@@ -32,7 +32,13 @@ struct Authority {
 }
 
 impl Authority {
-    fn start(namespace: &Namespace, directory: &Path, names_lead_to: &str) -> Self {
+    /// It refuses `nonces_refused` of a hundred good nonces, to try its clients.
+    fn start(
+        namespace: &Namespace,
+        directory: &Path,
+        names_lead_to: &str,
+        nonces_refused: u8,
+    ) -> Self {
         let mut dns = namespace.command(lab("pebble-challtestsrv"));
         dns.args(["-http01=", "-https01=", "-tlsalpn01=", "-doh=", "-defaultIPv6="])
             .args(["-dnsserver=127.0.0.1:8053", "-management=127.0.0.1:8055"])
@@ -50,8 +56,9 @@ impl Authority {
         fs::write(&path, config).unwrap();
         let mut pebble = namespace.command(lab("pebble"));
         pebble.args(["-strict", "-dnsserver=127.0.0.1:8053", "-config"]).arg(path);
-        // It waits some seconds, and refuses some nonces, to try its clients: the second stays.
+        // It would wait some seconds, to try its clients in that, too.
         pebble.env("PEBBLE_VA_NOSLEEP", "1");
+        pebble.env("PEBBLE_WFE_NONCEREJECT", nonces_refused.to_string());
         let mut pebble = Daemon::start(directory, "pebble", pebble).unwrap();
         pebble.wait_for("its port", LIMIT, || open(MANAGEMENT)).unwrap();
         Self { pebble, _dns: dns, trusted }
@@ -86,7 +93,7 @@ fn acme(directory: &Path, authority: &Authority) -> String {
 fn a_certificate_is_obtained_served_and_renewed_and_goes_on_when_that_fails() {
     let namespace = Namespace::new("acme").unwrap();
     let outside = tempfile::tempdir().unwrap();
-    let authority = Authority::start(&namespace, outside.path(), "127.0.0.1");
+    let authority = Authority::start(&namespace, outside.path(), "127.0.0.1", 5);
     let relay = Relay::start_at(&namespace, |directory| acme(directory, &authority));
     let issued = "acme_orders_total{result=\"issued\"}";
     let until = |series: &str, at_least: u64| {
@@ -136,8 +143,8 @@ fn a_certificate_is_obtained_served_and_renewed_and_goes_on_when_that_fails() {
 fn a_name_that_leads_elsewhere_is_said_and_tried_again() {
     let namespace = Namespace::new("acme").unwrap();
     let outside = tempfile::tempdir().unwrap();
-    // Nobody listens there.
-    let authority = Authority::start(&namespace, outside.path(), "127.0.0.9");
+    // Nobody listens there. No nonce is refused: an order that fails for that is tried again too late.
+    let authority = Authority::start(&namespace, outside.path(), "127.0.0.9", 0);
     let mut relay = Relay::start_at(&namespace, |directory| acme(directory, &authority));
     relay.daemon.wait_for_log("did not find us by HTTP-01", ORDER_LIMIT).unwrap();
     let log = relay.daemon.log();

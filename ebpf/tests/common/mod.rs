@@ -1,6 +1,8 @@
 //! Frames to feed to the XDP program, and what it says of them. Shared by tests and the bench.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 
 pub(crate) const PORT: u16 = 51820;
@@ -168,7 +170,16 @@ pub(crate) fn enter_own_network() {
     assert_eq!(result, 0, "unshare: {}; run as root", std::io::Error::last_os_error());
 }
 
+/// Held while a child is made, which has our descriptors until it is a program of its own; and by
+/// who must know that what it closed is closed.
+static SPAWNING: Mutex<()> = Mutex::new(());
+
+pub(crate) fn nobody_spawns() -> MutexGuard<'static, ()> {
+    SPAWNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(crate) fn shell(command: &str) {
+    let _alone = nobody_spawns();
     let output = std::process::Command::new("sh").args(["-c", command]).output().expect("sh");
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -14,9 +14,6 @@ use millrace_lab::{
 /// For everything that must happen sooner or later on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
-/// What a capture says that shows something of the inside.
-pub const LEAK: &str = "show the inside";
-
 /// Two hosts and what is between them.
 pub struct World {
     pub hosts: [Host; 2],
