@@ -295,10 +295,11 @@ impl Link {
         for message in peers.into_iter().flat_map(link::Peer::messages) {
             self.tell(message);
         }
-        self.tell(ToControl::Synced);
+        // It may answer at once, and others it.
         if let (Ok(tools), true) = (&mut self.tools, self.client.is_some()) {
             tools.attend(&self.drops);
         }
+        self.tell(ToControl::Synced);
     }
 
     /// Control is gone, or is of no use.
