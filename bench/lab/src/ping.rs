@@ -1,6 +1,6 @@
 //! The stock `ping`, with a marker as its payload.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use crate::{Error, Marker, Namespace, Result};
 
@@ -19,12 +19,17 @@ pub struct Ping {
     pub marker: Option<Marker>,
 }
 
+/// How long a machine may stand still before its silence is a loss, in seconds.
+const PATIENCE_S: u32 = 5;
+
 /// What came back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct PingReport {
-    /// Requests sent.
+    /// Requests that count: as many as were asked for.
+    pub count: u32,
+    /// Requests sent: some more while one of those is late.
     pub sent: u32,
-    /// Answers received.
+    /// How many of those that count were answered.
     pub received: u32,
     /// Smallest, mean and largest round-trip time, in milliseconds.
     pub rtt_min_ms: f64,
@@ -44,7 +49,14 @@ impl Ping {
     /// Sends them from `from` to `target`; lost ones are in the report, not an error.
     pub fn run(&self, from: &Namespace, target: impl Into<IpAddr>) -> Result<PingReport> {
         let mut command = from.command("ping");
-        command.args(["-n", "-q", "-W", "2", "-c", &self.count.to_string()]);
+        command.args(["-n", "-c", &self.count.to_string()]);
+        if self.count == 1 {
+            command.args(["-W", "2"]);
+        } else {
+            // Without a deadline it waits for the last answer only twice as long as for the others.
+            let deadline_s = PATIENCE_S + self.count * self.interval_ms / 1000;
+            command.args(["-w", &deadline_s.to_string()]);
+        }
         command.args(["-i", &format!("{:.3}", f64::from(self.interval_ms) / 1000.0)]);
         command.args(["-s", &self.size.to_string()]);
         if self.dont_fragment {
@@ -55,7 +67,7 @@ impl Ping {
         }
         let output = from.output(command.arg(target.into().to_string()), "")?;
         let text = String::from_utf8_lossy(&output.stdout);
-        parse(&text).ok_or_else(|| {
+        parse(self.count, &text).ok_or_else(|| {
             let complaint = String::from_utf8_lossy(&output.stderr);
             Error::Unexpected(format!("`ping` in {} said: {text}{complaint}", from.name()))
         })
@@ -63,26 +75,27 @@ impl Ping {
 }
 
 impl PingReport {
-    /// Whether every request was answered.
+    /// Whether every request that counts was answered.
     pub fn complete(&self) -> bool {
-        self.sent > 0 && self.sent == self.received
+        self.count > 0 && self.count == self.received
     }
 }
 
-fn parse(text: &str) -> Option<PingReport> {
+fn parse(count: u32, text: &str) -> Option<PingReport> {
     let summary = text.lines().find(|line| line.contains("packets transmitted"))?;
-    let count = |word: &str| {
-        let part = summary.split(", ").find(|part| part.contains(word))?;
-        part.split_whitespace().next()?.parse().ok()
-    };
+    // 64 bytes from 10.2.0.2: icmp_seq=1 ttl=62 time=0.301 ms
+    let answers = text.lines().filter(|line| line.contains(" bytes from "));
+    let number = |line: &str| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok();
+    let answered: HashSet<u32> = answers.filter_map(number).collect();
     let times = text.lines().find_map(|line| line.strip_prefix("rtt min/avg/max/mdev = "));
     let times: Vec<f64> = times
         .map(|times| times.split(['/', ' ']).filter_map(|time| time.parse().ok()).collect())
         .unwrap_or_default();
     let time = |i: usize| times.get(i).copied().unwrap_or_default();
     Some(PingReport {
-        sent: count("transmitted")?,
-        received: count("received")?,
+        count,
+        sent: summary.split(' ').next()?.parse().ok()?,
+        received: (1..=count).filter(|number| answered.contains(number)).count() as u32,
         rtt_min_ms: time(0),
         rtt_avg_ms: time(1),
         rtt_max_ms: time(2),
@@ -94,14 +107,21 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn the_summary_of_iputils_is_understood() {
-        let text = "--- 10.2.0.2 ping statistics ---\n\
-            5 packets transmitted, 4 received, 20% packet loss, time 204ms\n\
+    fn what_iputils_says_is_understood() {
+        let text = "PING 10.2.0.2 (10.2.0.2) 56(84) bytes of data.\n\
+            64 bytes from 10.2.0.2: icmp_seq=1 ttl=62 time=0.270 ms\n\
+            64 bytes from 10.2.0.2: icmp_seq=3 ttl=62 time=0.350 ms\n\
+            64 bytes from 10.2.0.2: icmp_seq=3 ttl=62 time=0.360 ms (DUP!)\n\
+            From 10.1.0.1 icmp_seq=2 Frag needed and DF set (mtu = 1299)\n\
+            64 bytes from 10.2.0.2: icmp_seq=4 ttl=62 time=0.302 ms\n\n\
+            --- 10.2.0.2 ping statistics ---\n\
+            4 packets transmitted, 3 received, +1 duplicates, 25% packet loss, time 204ms\n\
             rtt min/avg/max/mdev = 0.270/0.301/0.350/0.028 ms\n";
-        let report = parse(text).unwrap();
-        assert_eq!((report.sent, report.received, report.rtt_avg_ms), (5, 4, 0.301));
+        let report = parse(3, text).unwrap();
+        assert_eq!((report.sent, report.received, report.rtt_avg_ms), (4, 2, 0.301));
+        assert!(!report.complete(), "the second is missing, whatever came after it");
         let silent = "5 packets transmitted, 0 received, +2 errors, 100% packet loss, time 4ms";
-        assert_eq!(parse(silent).unwrap().received, 0);
-        assert!(parse("ping: unknown host").is_none());
+        assert_eq!(parse(5, silent).unwrap().received, 0);
+        assert!(parse(1, "ping: unknown host").is_none());
     }
 }

@@ -15,8 +15,11 @@ use std::{
 
 use crate::{Error, Marker, Namespace, Result};
 
-/// How long one echo is waited for before it counts as lost. A starved machine takes half a second.
-const ECHO_LIMIT: Duration = Duration::from_secs(2);
+/// How long one echo is waited for before it counts as lost. A machine may stand still for seconds.
+const ECHO_LIMIT: Duration = Duration::from_secs(6);
+
+/// A stream that has stopped is over when nothing came for so long.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// How often one length is tried: the first packet above the path MTU only teaches it to the host.
 const ECHO_TRIES: u32 = 6;
@@ -317,7 +320,7 @@ fn send(
     sent
 }
 
-/// Receives until told to stop and half a second of silence has passed.
+/// Receives until told to stop and nothing comes any more.
 fn receive(socket: &UdpSocket, marker: Marker, stop: &AtomicBool) -> SequenceReport {
     let mut report = SequenceReport::default();
     let mut seen: Vec<bool> = Vec::new();
@@ -326,7 +329,7 @@ fn receive(socket: &UdpSocket, marker: Marker, stop: &AtomicBool) -> SequenceRep
     let mut buffer = vec![0; 65_536];
     loop {
         let Ok(len) = socket.recv(&mut buffer) else {
-            if stop.load(Ordering::Relaxed) && silent_since.elapsed() > ECHO_LIMIT {
+            if stop.load(Ordering::Relaxed) && silent_since.elapsed() > SILENCE {
                 return report;
             }
             continue;

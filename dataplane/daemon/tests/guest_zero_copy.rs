@@ -10,7 +10,10 @@
 //! speed.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use millrace_lab::{
     Capture, Card, Guest, GuestOptions, InnerPrefix, Lab, Marker, Namespace, Result, Wire,
@@ -25,10 +28,11 @@ const SOON: Duration = Duration::from_secs(20);
 const ATTACHED: Duration = Duration::from_secs(40);
 
 /// How many peers there may be until both queues have had packets: chance puts each flow in one of
-/// two, so that all in one queue happens once in 32,768 runs.
-const PEERS_MAX: u32 = 16;
+/// two, and all after the first in the same once in 262,144 runs.
+const PEERS_MAX: u32 = 20;
 
-/// With so many flows, chance leaves one of two queues of four empty once in 500 runs.
+/// With so many flows, chance leaves one of two queues of four empty once in 500 times. Then they are
+/// others.
 const PEERS_FOR_FOUR_QUEUES: u32 = 24;
 
 /// The guest with both ends of the tunnel in it. Fields are dropped in this order.
@@ -126,16 +130,16 @@ impl World {
         self.guest.run(&format!(
             "umask 077; echo {private} > /tmp/key; echo {preshared_key} > /tmp/psk
              peer() {{ ip netns exec peer \"$@\"; }}
-             peer ip addr add 10.9.0.{outer}/24 dev eth0
-             peer ip addr add fd09::{outer}/64 dev eth0 nodad
+             peer ip addr add {outer}/16 dev eth0
+             peer ip addr add fd09::{outer_v6}/64 dev eth0 nodad
              peer ip rule add fwmark {n} table {table}
-             peer ip route add 10.9.0.0/24 dev eth0 src 10.9.0.{outer} table {table}
+             peer ip route add 10.9.0.0/16 dev eth0 src {outer} table {table}
              peer ip link add wg{n} type wireguard
              peer wg set wg{n} private-key /tmp/key listen-port {port} fwmark {n} peer {ours} \\
                 preshared-key /tmp/psk endpoint 10.9.0.1:51820 allowed-ips 10.77.0.1/32,{inside}::1/128
              peer ip link set wg{n} up
              peer ip addr add 10.77.{n}.2/32 dev wg{n}; peer ip addr add {inside}:{n}::2/128 dev wg{n} nodad
-             wg set mr0 peer {public} preshared-key /tmp/psk endpoint 10.9.0.{outer}:{port} \\
+             wg set mr0 peer {public} preshared-key /tmp/psk endpoint {outer}:{port} \\
                 allowed-ips 10.77.{n}.0/24,{inside}:{n}::/64
              ip route replace 10.77.{n}.0/24 dev mr0; ip route replace {inside}:{n}::/64 dev mr0
              # Which device answers millrace depends on the address that was asked.
@@ -144,7 +148,8 @@ impl World {
              peer ip -6 route add {inside}::1/128 dev wg{n} table {back}
              rm /tmp/key /tmp/psk",
             inside = self.inside,
-            outer = 10 + n,
+            outer = outer_v4(n),
+            outer_v6 = 10 + n,
             port = 51820 + n,
             table = 100 + n,
             back = 200 + n,
@@ -152,12 +157,25 @@ impl World {
         Ok(n)
     }
 
+    /// A queue of virtio-net was seen to stand still from its first frame on, told again and again that
+    /// there are some: once in twenty runs on a busy machine. What is lost then must be told, and the
+    /// next attempt must do.
     fn ping(&mut self, n: u32) -> Result<()> {
         let what = format!("a ping of peer {n}");
         self.guest.wait_until(&what, SOON, &format!("ping -c 1 -W 1 10.77.{n}.2"))?;
-        let all = self.guest.run(&format!("ping -q -c 5 -i 0.2 -W 2 10.77.{n}.2"))?;
+        let line = format!("ping -q -c 5 -i 0.2 -W 2 10.77.{n}.2 || true");
+        let mut all = self.guest.run(&line)?;
+        if !all.contains(" 0% packet loss") {
+            let told =
+                "millrace-probe uapi mr0 > /tmp/uapi; grep '^mr_[rtn]' /tmp/uapi; ethtool -S eth1
+                        grep -q '^mr_note=AF_XDP transmit rests: the device did not' /tmp/uapi";
+            self.guest.wait_until("a stall that explains lost pings", SOON, told)?;
+            println!("stalled with {n} peers: {all}");
+            self.wait_for_zero_copy()?;
+            all = self.guest.run(&line)?;
+        }
         assert!(all.contains(" 0% packet loss"), "{all}");
-        Ok(())
+        self.wait_for_zero_copy()
     }
 
     /// The kernel goes on over IPv6 outside, and millrace follows it.
@@ -227,6 +245,12 @@ impl World {
     }
 }
 
+/// A peer's address outside, in 10.9.0.0/16. igb's hash of two addresses is linear in their bits: with
+/// one key of 32 it puts addresses in a row into one queue. These are of rank 14, not 5.
+fn outer_v4(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a09_0000 | (n * 25_173) & 0xffff)
+}
+
 /// Both ends of the guest, without tunnels: the data plane's configuration has no peer.
 fn setup(card: Card, keys: &KeyPair, inside: InnerPrefix) -> String {
     let driver = if card == Card::Virtio { "virtio_net" } else { "igb" };
@@ -240,8 +264,8 @@ fn setup(card: Card, keys: &KeyPair, inside: InnerPrefix) -> String {
          ip link set eth0 netns peer
          ip -n peer link set lo up
          ip -n peer link set eth0 up
-         ip -n peer addr add 10.9.0.2/24 dev eth0
-         ip addr add 10.9.0.1/24 dev eth1
+         ip -n peer addr add 10.9.0.2/16 dev eth0
+         ip addr add 10.9.0.1/16 dev eth1
          ip addr add fd09::1/64 dev eth1 nodad
          ip link set eth1 up
          umask 077; echo {private} > /etc/millrace.key
@@ -349,10 +373,13 @@ fn queues_that_attaching_adds_receive_and_never_send() -> Result<()> {
         world.add_peer()?;
     }
     // The tap sends a flow to the queue that it last came from, so to the first two; but one that it
-    // has not heard for three seconds goes to any of the four. So nobody answers.
+    // has not heard for three seconds goes to any of the four. So nobody answers. Each round has flows
+    // of its own.
     world.guest.run("sysctl -qw net.ipv4.icmp_echo_ignore_all=1")?;
     let one_way = format!(
-        "for n in $(seq {PEERS_FOR_FOUR_QUEUES}); do
+        "round=$(cat /tmp/round 2>/dev/null || echo 1); echo $((round + 1)) > /tmp/round
+         for n in $(seq {PEERS_FOR_FOUR_QUEUES}); do
+           ip netns exec peer wg set wg$n listen-port $((51820 + n + 100 * round))
            ip netns exec peer ping -q -c 3 -i 0.1 -W 1 -I 10.77.$n.2 10.77.0.1 > /dev/null &
          done; wait
          ethtool -S eth1 | grep -E 'rx[0-9]_xdp_redirects' | tee /tmp/queues

@@ -189,18 +189,18 @@ fn rekey(pair: [Implementation; 2]) {
     for report in streams.map(Sequence::finish) {
         let SequenceReport { lost, reordered, duplicated, damaged, received, .. } = report;
         assert!(received > 10_000 / 2, "{pair:?}: {report:?}");
-        let buffers = [&world.site.a, &world.site.b].map(|side| full_buffers(&side.gateway));
-        assert_eq!(
-            (lost, reordered, duplicated, damaged),
-            (0, 0, 0, 0),
-            "{pair:?}: {report:?}; lost to full socket buffers: {buffers:?}"
-        );
+        // A foreign peer has the system's small buffers, and loses packets there when it is kept from
+        // running for a second.
+        let sides = pair.iter().zip([&world.site.a, &world.site.b]);
+        let foreign = sides.filter(|(whose, _)| **whose != subject());
+        let theirs = foreign.map(|(_, side)| full_buffers(&side.gateway).unwrap()).sum();
+        assert!(lost <= theirs, "{pair:?}: {report:?}; {theirs} lost to their full buffers");
+        assert_eq!((reordered, duplicated, damaged), (0, 0, 0), "{pair:?}: {report:?}");
     }
     world.finish();
 }
 
-/// Datagrams that the kernel dropped in a namespace because a socket's buffer was full: a peer that
-/// is kept from running for a second loses packets there.
+/// Datagrams that the kernel dropped in a namespace because a socket's buffer was full.
 fn full_buffers(namespace: &Namespace) -> Option<u64> {
     let counters = namespace.exec("cat /proc/net/snmp").ok()?;
     let mut lines = counters.lines().filter(|line| line.starts_with("Udp:"));

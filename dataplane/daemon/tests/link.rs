@@ -130,7 +130,7 @@ impl Control {
 /// Carries runs between two controls, as a relay does.
 struct Shuttle {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<[u64; 2]>>,
+    thread: Option<JoinHandle<[usize; 2]>>,
 }
 
 impl Shuttle {
@@ -143,7 +143,7 @@ impl Shuttle {
     }
 
     /// Runs that went each way.
-    fn finish(mut self) -> [u64; 2] {
+    fn finish(mut self) -> [usize; 2] {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
     }
@@ -155,7 +155,7 @@ impl Drop for Shuttle {
     }
 }
 
-fn carry(detours: &[DetourSockets; 2], stopped: &AtomicBool) -> [u64; 2] {
+fn carry(detours: &[DetourSockets; 2], stopped: &AtomicBool) -> [usize; 2] {
     let mut buffer = vec![0; detour::BUFFER_LEN];
     let mut carried = [0; 2];
     while !stopped.load(Ordering::Relaxed) {
@@ -166,7 +166,7 @@ fn carry(detours: &[DetourSockets; 2], stopped: &AtomicBool) -> [u64; 2] {
             for end in detours[from].iter() {
                 while let Ok(Some(datagram)) = end.receive(&mut buffer) {
                     let run = Run::parse(datagram).unwrap();
-                    carried[number] += 1;
+                    carried[number] += run.bytes.len().div_ceil(usize::from(run.segment_len));
                     // Lost on the way, as everywhere.
                     let _ = detours[to].send(0, run.segment_len, run.bytes);
                 }
@@ -367,6 +367,12 @@ fn a_tunnel_lives_by_detours_alone() {
         });
     }
 
+    // Without its interface a tunnel has no routes: what connections still say, and pings before the
+    // routes are back, must not leave in the clear by the default route.
+    for gateway in [&world.site.a.gateway, &world.site.b.gateway] {
+        gateway.ip(["route add blackhole 10.0.0.0/8", "route add blackhole fd00::/8"]).unwrap();
+    }
+
     // New keys come the same way.
     let handshakes: Vec<_> =
         controls.iter().map(|control| control.observed().handshake_ns).collect();
@@ -383,11 +389,6 @@ fn a_tunnel_lives_by_detours_alone() {
     // control sees the end, the port is still taken.
     let runs = shuttle.finish();
     assert!(runs.into_iter().all(|runs| runs > 100), "{runs:?}");
-    // Without a tunnel its routes are gone, too: what connections of before still say must not leave
-    // in the clear by the default route.
-    for gateway in [&world.site.a.gateway, &world.site.b.gateway] {
-        gateway.ip(["route add blackhole 10.0.0.0/8", "route add blackhole fd00::/8"]).unwrap();
-    }
     let [a, b] = controls;
     let end = thread::spawn(move || b.client_end());
     world.tunnel.b.restart().unwrap();

@@ -173,8 +173,8 @@ fn check(site: &Site, watch: Watch, figures: &mut Figures) -> Result<()> {
     figures.ping_v6 = ping.run(&site.a.host, site.b.host_v6)?;
     for report in [figures.ping_v4, figures.ping_v6] {
         if !report.complete() {
-            let PingReport { sent, received, .. } = report;
-            return Err(Error::Unexpected(format!("{received} of {sent} pings were answered")));
+            let PingReport { count, received, .. } = report;
+            return Err(Error::Unexpected(format!("{received} of {count} pings were answered")));
         }
     }
     let echo = Echo::start(&site.b.host, SocketAddr::new(IpAddr::from(site.b.host_v4), 0))?;

@@ -80,13 +80,15 @@ impl World {
         assert!(early.is_empty(), "lost at first: {early:?}");
     }
 
-    /// All of `count` pings from one host to the other are answered.
-    pub fn ping(&self, from: &Side, to: &Side, count: u32) {
+    /// All of `count` pings from one host to the other are answered. Returns how many were sent over
+    /// IPv4 and IPv6: more, where an answer was late.
+    pub fn ping(&self, from: &Side, to: &Side, count: u32) -> [u64; 2] {
         let ping = Ping { count, marker: Some(self.watch.marker()), ..Ping::default() };
-        for address in [IpAddr::from(to.host_v4), to.host_v6.into()] {
+        [IpAddr::from(to.host_v4), to.host_v6.into()].map(|address| {
             let report = ping.run(&from.host, address).unwrap();
             assert!(report.complete(), "{report:?} from {} to {address}", from.host.name());
-        }
+            report.sent.into()
+        })
     }
 
     /// As [`Self::ping`], right after a restart: packets of the lost session may go missing before the
@@ -149,7 +151,9 @@ pub fn detach_xdp(gateway: &Namespace) {
     // Of all links on this machine, that of the program on this interface.
     let shown = gateway.exec("ip -d link show dev wan").unwrap();
     let program = shown.split("prog/xdp id ").nth(1).unwrap().split(' ').next().unwrap();
-    let links = gateway.exec("bpftool link show").unwrap();
+    // It fails while another test is attaching.
+    let links = || gateway.exec("bpftool link show").ok();
+    let links = millrace_lab::wait_for("the list of links", CONNECT, links).unwrap();
     let ours =
         |line: &&str| line.contains(": xdp") && line.trim().ends_with(&format!("prog {program}"));
     let line = links.lines().find(ours).unwrap_or_else(|| panic!("no {program} in {links}"));
