@@ -1,7 +1,7 @@
 //! A tunnel between the two gateways of a site.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -134,9 +134,6 @@ pub fn connect(from: &Side, to: &Side, limit: Duration) -> Result<()> {
     })
 }
 
-/// RFC 863: what nobody answers.
-const DISCARD_PORT: u16 = 9;
-
 /// A capture of a site's outside links, with the markers that must not be found in it.
 #[derive(Debug)]
 pub struct Watch {
@@ -146,14 +143,13 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to record everything that passes the router, and shows it one datagram there.
+    /// Starts to record everything that passes the router.
     pub fn start(lab: &Lab, site: &Site) -> Result<Self> {
-        let capture = Capture::start(lab, &site.router)?;
-        let sent = site.a.gateway.run(|| {
-            UdpSocket::bind("0.0.0.0:0")?.send_to(b"seen", (site.a.router_v4, DISCARD_PORT))
-        });
-        sent.map_err(Error::system("send a datagram to the router"))?;
-        Ok(Self { capture, inner: site.inner_addresses(), marker: Marker::random()? })
+        Ok(Self {
+            capture: Capture::start(lab, &site.router)?,
+            inner: site.inner_addresses(),
+            marker: Marker::random()?,
+        })
     }
 
     /// The pattern to send inside.

@@ -121,7 +121,7 @@ impl Letters {
     }
 
     /// Frames in all records.
-    fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         let records = iter::successors(self.record(0), |(_, _, range)| self.record(range.end));
         records.map(|(_, _, range)| outbox::count(self.frames(range)) as u64).sum()
     }

@@ -18,7 +18,6 @@ use super::wire::Wire;
 use crate::limits;
 use crate::mail::Letters;
 use crate::metrics::Count;
-use crate::outbox;
 use crate::shared::{Desk, Shared};
 
 /// `PeerPresent`: the flag of a connection that is itself a relay's.
@@ -108,12 +107,7 @@ impl Mate {
                 poll(&mut [PollFd::new(&self.desk().mailbox, PollFlags::IN)], Some(&spec(left)));
             let mut lost = Letters::default();
             self.desk().mailbox.take(&mut lost);
-            let (mut at, mut count) = (0, 0);
-            while let Some((_, _, frames)) = lost.record(at) {
-                at = frames.end;
-                count += outbox::count(lost.frames(frames)) as u64;
-            }
-            self.desk().counters.add(Count::DropGone, count);
+            self.desk().counters.add(Count::DropGone, lost.count());
         }
     }
 }
