@@ -295,7 +295,7 @@ impl Link {
         for message in peers.into_iter().flat_map(link::Peer::messages) {
             self.tell(message);
         }
-        // It may answer at once, and others it.
+        // Before it hears this: it may send at once, and the answers must find its socket.
         if let (Ok(tools), true) = (&mut self.tools, self.client.is_some()) {
             tools.attend(&self.drops);
         }
