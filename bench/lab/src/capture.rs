@@ -114,8 +114,8 @@ impl CaptureReport {
     }
 }
 
-/// So many zero bytes in a row make a pattern that outer headers hold too: the first four bytes of a
-/// counter change, the others stay zero.
+/// With more zero bytes in a row a pattern is one that outer headers hold too: of a counter's eight
+/// bytes the last four are always zero.
 const ZEROS_MAX: usize = 3;
 
 /// Eight-byte patterns and their names, with a filter that makes the search linear.

@@ -34,8 +34,14 @@ pub struct InnerPrefix([u16; 3]);
 impl InnerPrefix {
     /// A new prefix from the kernel's generator.
     pub fn random() -> Result<Self> {
-        let [a, b, c, d, e] = random_bytes()?;
-        Ok(Self([[0xfd, a], [b, c], [d, e]].map(u16::from_be_bytes)))
+        loop {
+            let [a, b, c, d, e] = random_bytes()?;
+            let groups = [[0xfd, a], [b, c], [d, e]].map(u16::from_be_bytes);
+            // Beside subnet 0 it would be zeros again.
+            if !groups.contains(&0) {
+                return Ok(Self(groups));
+            }
+        }
     }
 
     /// The address of `host` in `subnet`, a /64 of this prefix.

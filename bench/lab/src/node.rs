@@ -105,7 +105,7 @@ impl Pair {
     ) -> Result<Self> {
         let keys = [KeyPair::generate()?, KeyPair::generate()?];
         let [a, b] = random_bytes()?;
-        // The networks of routers begin at 10.0.
+        // With its highest bit the second byte is none of a router's networks, 10.1 and on.
         let v4 = |number| Ipv4Addr::new(10, a | 0x80, b, number);
         let inside = InnerPrefix::random()?;
         let v6 = |number: u8| inside.address(77, number.into());

@@ -53,7 +53,8 @@ impl Ping {
         if self.count == 1 {
             command.args(["-W", "2"]);
         } else {
-            // Without a deadline it waits for the last answer only twice as long as for the others.
+            // Without a deadline it waits for the last answer only twice as long as the longest of the
+            // others took. (With one, an ICMP error ends it.)
             let deadline_s = PATIENCE_S + self.count * self.interval_ms / 1000;
             command.args(["-w", &deadline_s.to_string()]);
         }
@@ -84,7 +85,8 @@ impl PingReport {
 fn parse(count: u32, text: &str) -> Option<PingReport> {
     let summary = text.lines().find(|line| line.contains("packets transmitted"))?;
     // 64 bytes from 10.2.0.2: icmp_seq=1 ttl=62 time=0.301 ms
-    let answers = text.lines().filter(|line| line.contains(" bytes from "));
+    let right = |line: &&str| line.contains(" bytes from ") && !line.contains("(BAD CHECKSUM!)");
+    let answers = text.lines().filter(right);
     let number = |line: &str| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok();
     let answered: HashSet<u32> = answers.filter_map(number).collect();
     let times = text.lines().find_map(|line| line.strip_prefix("rtt min/avg/max/mdev = "));
@@ -112,6 +114,7 @@ mod tests {
             64 bytes from 10.2.0.2: icmp_seq=1 ttl=62 time=0.270 ms\n\
             64 bytes from 10.2.0.2: icmp_seq=3 ttl=62 time=0.350 ms\n\
             64 bytes from 10.2.0.2: icmp_seq=3 ttl=62 time=0.360 ms (DUP!)\n\
+            64 bytes from 10.2.0.2: icmp_seq=2 ttl=62 time=0.302 ms (BAD CHECKSUM!)\n\
             From 10.1.0.1 icmp_seq=2 Frag needed and DF set (mtu = 1299)\n\
             64 bytes from 10.2.0.2: icmp_seq=4 ttl=62 time=0.302 ms\n\n\
             --- 10.2.0.2 ping statistics ---\n\

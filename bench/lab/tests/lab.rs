@@ -81,7 +81,7 @@ fn an_empty_capture_proves_nothing() {
     assert!(report.check().is_err(), "{report:?}");
 }
 
-/// The 119th packet (0x77) to an index that ends in fd holds the prefix of fd77::1.
+/// The packet with the counter 0x77 to an index that ends in fd holds the prefix of fd77::1.
 #[test]
 fn a_prefix_that_headers_hold_is_refused() {
     let lab = Lab::new().unwrap();

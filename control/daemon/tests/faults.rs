@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::{LIMIT, Running, World, nats};
 use millrace_lab::capture::LEAK;
+use millrace_lab::chance::tell_second_attempt;
 use millrace_lab::flow::{Record, Stretch};
 use millrace_lab::nat::{
     Direction, Fault as Trouble, Filtering, Impairment, Internet, Mapping, Nat, Policy,
@@ -156,7 +157,7 @@ fn faults_cost_no_more_than_promised() {
                     if let Err(first) = &result
                         && !first.contains(LEAK)
                     {
-                        println!("{}: first attempt: {first}", case.number);
+                        tell_second_attempt(&format!("{}: {first}", case.number));
                         result = (case.run)().map_err(|error| error.to_string());
                     }
                     println!("{}: {result:?}", case.number);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::{LIMIT, Running, World, carrier, nats};
 use millrace_lab::capture::LEAK;
+use millrace_lab::chance::tell_second_attempt;
 use millrace_lab::nat::{
     Hairpin, Input, Internet, Ipv6, Nat, PROXY_PORT, Policy, PortMapping, Router, RouterOptions,
 };
@@ -364,7 +365,7 @@ fn every_pair_ends_on_its_path_in_both_orders() {
             continue;
         };
         if outcomes.iter().all(Option::is_some) {
-            println!("first attempt: {first}");
+            tell_second_attempt(&first);
             for (order, outcome) in outcomes.iter_mut().enumerate() {
                 *outcome = Some(run(row, order).map_err(|error| error.to_string()));
             }

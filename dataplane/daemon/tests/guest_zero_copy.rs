@@ -38,6 +38,8 @@ const PEERS_FOR_FOUR_QUEUES: u32 = 24;
 /// The guest with both ends of the tunnel in it. Fields are dropped in this order.
 struct World {
     guest: Guest,
+    card: Card,
+    stalled: bool,
     /// None behind a hub.
     capture: Option<Capture>,
     keys: KeyPair,
@@ -89,7 +91,9 @@ impl World {
         let keys = KeyPair::generate()?;
         let (inside, marker) = (InnerPrefix::random()?, Marker::random()?);
         guest.run(&setup(card, &keys, inside))?;
-        Ok(Self { guest, capture, keys, peers: 0, inside, marker, _outside: outside, _lab: lab })
+        let (stalled, peers) = (false, 0);
+        let (_outside, _lab) = (outside, lab);
+        Ok(Self { guest, card, stalled, capture, keys, peers, inside, marker, _outside, _lab })
     }
 
     /// Starts the data plane and waits until it receives and sends with zero-copy.
@@ -159,13 +163,15 @@ impl World {
 
     /// A queue of virtio-net was seen to stand still from its first frame on, told again and again that
     /// there are some: once in twenty runs on a busy machine. What is lost then must be told, and the
-    /// next attempt must do.
+    /// next attempt must do; that once.
     fn ping(&mut self, n: u32) -> Result<()> {
         let what = format!("a ping of peer {n}");
         self.guest.wait_until(&what, SOON, &format!("ping -c 1 -W 1 10.77.{n}.2"))?;
+        let may_stall = self.card == Card::Virtio && !self.stalled && self.fact("note")?.is_empty();
         let line = format!("ping -q -c 5 -i 0.2 -W 2 10.77.{n}.2 || true");
         let mut all = self.guest.run(&line)?;
-        if !all.contains(" 0% packet loss") {
+        if may_stall && !all.contains(" 0% packet loss") {
+            self.stalled = true;
             let told =
                 "millrace-probe uapi mr0 > /tmp/uapi; grep '^mr_[rtn]' /tmp/uapi; ethtool -S eth1
                         grep -q '^mr_note=AF_XDP transmit rests: the device did not' /tmp/uapi";
@@ -175,7 +181,7 @@ impl World {
             all = self.guest.run(&line)?;
         }
         assert!(all.contains(" 0% packet loss"), "{all}");
-        self.wait_for_zero_copy()
+        Ok(())
     }
 
     /// The kernel goes on over IPv6 outside, and millrace follows it.
@@ -291,6 +297,8 @@ fn zero_copy_carries_everything(card: Card) -> Result<()> {
     println!("{} queues: {}", world.fact("queues")?, world.fact("receive_reason")?);
     let first = world.add_peer()?;
     world.ping(first)?;
+    // After a stall, which the first ping may have met and borne.
+    world.wait_for_zero_copy()?;
 
     let before = world.frames()?;
     world.every_length("10.77.1.2:7")?;

@@ -7,7 +7,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr},
+    net::{IpAddr, Shutdown, SocketAddr, UdpSocket},
     os::unix::net::UnixStream,
     time::Duration,
 };
@@ -78,6 +78,15 @@ impl World {
         // Only the lengths above the tunnel's MTU may teach the host the path MTU by a loss.
         let early: Vec<_> = lengths.retried.iter().filter(|(len, _)| *len < 1300).collect();
         assert!(early.is_empty(), "lost at first: {early:?}");
+    }
+
+    /// Shows the capture one datagram, where all others go another way: an empty one proves nothing.
+    pub fn be_seen_outside(&self) {
+        /// RFC 863: nobody answers.
+        const DISCARD_PORT: u16 = 9;
+        let a = &self.site.a;
+        let send = || UdpSocket::bind("0.0.0.0:0")?.send_to(b"seen", (a.router_v4, DISCARD_PORT));
+        a.gateway.run(send).unwrap();
     }
 
     /// All of `count` pings from one host to the other are answered. Returns how many were sent over
