@@ -12,11 +12,15 @@ use crate::capture::LEAK;
 /// Runs `case`, which makes all that it tests, and once more if it panics: what is broken fails twice.
 /// A case that ends with a leak gets no second chance.
 pub fn second_chance<T>(case: impl Fn() -> T) -> T {
+    once_more(case, tell_second_attempt)
+}
+
+fn once_more<T>(case: impl Fn() -> T, tell: impl Fn(&str)) -> T {
     catch_unwind(AssertUnwindSafe(&case)).unwrap_or_else(|panic| {
         if said(&*panic).contains(LEAK) {
             resume_unwind(panic);
         }
-        tell_second_attempt(said(&*panic));
+        tell(said(&*panic));
         case()
     })
 }
@@ -44,10 +48,11 @@ mod tests {
         let attempts = |failures: u32, message: &str| {
             let count = Cell::new(0);
             let passed = catch_unwind(AssertUnwindSafe(|| {
-                second_chance(|| {
+                let case = || {
                     count.set(count.get() + 1);
                     assert!(count.get() > failures, "{message}");
-                });
+                };
+                once_more(case, |_| ());
             }));
             (count.get(), passed.is_ok())
         };
