@@ -377,6 +377,8 @@ fn queues_that_attaching_adds_receive_and_never_send() -> Result<()> {
     assert_eq!(world.fact("queues")?, "4", "two more with XDP");
     let first = world.add_peer()?;
     world.ping(first)?;
+    // After a stall, which the first ping may have met and borne.
+    world.wait_for_zero_copy()?;
     for _ in 1..PEERS_FOR_FOUR_QUEUES {
         world.add_peer()?;
     }
